@@ -1,0 +1,67 @@
+#include "native.h"
+
+#include <cstring>
+#include <exception>
+
+#include <ATen/CPUGeneratorImpl.h>
+
+namespace {
+
+char *message(const char *text) {
+  char *copy = static_cast<char *>(malloc(strlen(text) + 1));
+  if (copy) strcpy(copy, text);
+  return copy;
+}
+
+template <typename F> char *guarded(F &&body) {
+  try {
+    body();
+    return nullptr;
+  } catch (const std::exception &e) {
+    return message(e.what());
+  } catch (...) {
+    return message("an unknown C++ exception");
+  }
+}
+
+// A CUDA generator comes from the accelerator hooks, so that this file needs no CUDA library to link.
+at::Generator seeded(const torch::Tensor &like, uint64_t seed) {
+  if (like.device().is_cpu()) return at::detail::createCPUGenerator(seed);
+  at::Generator generator = at::globalContext().defaultGenerator(like.device()).clone();
+  generator.set_current_seed(seed);
+  return generator;
+}
+
+} // namespace
+
+char *dualpath_normal_(torch::Tensor *self, uint64_t seed) {
+  return guarded([&] {
+    torch::NoGradGuard no_grad;
+    self->normal_(0.0, 1.0, seeded(*self, seed));
+  });
+}
+
+char *dualpath_uniform_(torch::Tensor *self, uint64_t seed) {
+  return guarded([&] {
+    torch::NoGradGuard no_grad;
+    self->uniform_(0.0, 1.0, seeded(*self, seed));
+  });
+}
+
+char *dualpath_set_grad(torch::Tensor *parameter, torch::Tensor *grad) {
+  return guarded([&] { parameter->mutable_grad() = *grad; });
+}
+
+char *dualpath_fused_adamw_(torch::Tensor *parameters, torch::Tensor *gradients, torch::Tensor *exp_avg,
+                            torch::Tensor *exp_avg_sq, torch::Tensor *step, double lr, double beta1, double beta2,
+                            double weight_decay, double eps, torch::Tensor *found_inf) {
+  return guarded([&] {
+    torch::NoGradGuard no_grad;
+    // The kernel expects the count of this very step, as torch.optim.AdamW(fused=True) passes it.
+    step->add_(found_inf->neg().add_(1.0));
+    at::_fused_adamw_({*parameters}, {*gradients}, {*exp_avg}, {*exp_avg_sq}, {}, {*step}, lr, beta1, beta2,
+                      weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false, /*grad_scale=*/{}, *found_inf);
+  });
+}
+
+void dualpath_free_message(char *message) { free(message); }

@@ -1,0 +1,27 @@
+// The few functions of libtorch that tch does not expose, behind a C interface.
+//
+// Every function returns nullptr when it succeeded, else a message on the heap that the caller frees
+// with dualpath_free_message. No C++ exception crosses the boundary.
+#pragma once
+
+#include <cstdint>
+#include <torch/torch.h>
+
+extern "C" {
+
+// Fills `self` in place from a generator of its own, seeded with `seed`: standard normal, or uniform on [0, 1).
+// The process-wide generators are neither read nor moved, so draws on other threads cannot interfere.
+char *dualpath_normal_(torch::Tensor *self, uint64_t seed);
+char *dualpath_uniform_(torch::Tensor *self, uint64_t seed);
+
+// Makes `grad` the .grad of the leaf `parameter`: backward then accumulates into that very memory.
+char *dualpath_set_grad(torch::Tensor *parameter, torch::Tensor *grad);
+
+// One AdamW update over flat buffers of one shape (ATen's fused kernel): `step` is a f32 scalar tensor that is
+// advanced first. `found_inf` (f32 scalar tensor) at 1 leaves everything as it was, the step count included.
+char *dualpath_fused_adamw_(torch::Tensor *parameters, torch::Tensor *gradients, torch::Tensor *exp_avg,
+                            torch::Tensor *exp_avg_sq, torch::Tensor *step, double lr, double beta1, double beta2,
+                            double weight_decay, double eps, torch::Tensor *found_inf);
+
+void dualpath_free_message(char *message);
+}

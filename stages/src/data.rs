@@ -1,0 +1,130 @@
+//! The nouns of every edge: what one stage hands to the next.
+//!
+//! Each type says its shape, dtype, value range and units. Host data are `ndarray` arrays or plain vectors and may
+//! cross threads; tensors are made by the thread that owns their device, and never appear before [`LatentBatch`].
+//!
+//! ```text
+//! encode   ImageRef -> Pixels -> Pixels (cropped) -> PixelBatch -> MomentsBatch -> shards
+//! load     BlockTicket -> MomentsBlock -> HostBatch -> LatentBatch
+//! ```
+//!
+//! Two words are kept apart everywhere: *moments* are the posterior of the autoencoder (mean and log-variance,
+//! unscaled, as stored), a *latent* is a draw from it times the scaling factor (what the network sees).
+
+use std::path::PathBuf;
+
+use half::f16;
+use ndarray::Array4;
+use tch::Tensor;
+
+/// Where one image is, before anything is read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageRef {
+    /// Position in the dataset's order (after the seeded permutation), from 0: decides shard and block.
+    pub position: u64,
+    /// Index in the source's own order (files sorted by path), from 0.
+    pub source_index: u32,
+    /// Name within the source, for example `n01440764/n01440764_10026.JPEG`.
+    pub key: String,
+    /// Class index, from 0.
+    pub label: i32,
+    /// The file to read.
+    pub path: PathBuf,
+}
+
+/// One decoded image: u8 RGB, 0..=255, interleaved `[height, width, 3]`.
+#[derive(Debug, Clone)]
+pub struct Pixels {
+    /// Which image.
+    pub image: ImageRef,
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+    /// `height * width * 3` values, row-major, RGB.
+    pub rgb: Vec<u8>,
+    /// What was odd about the file: bits of [`flags`].
+    pub flags: u8,
+}
+
+/// Bits of [`Pixels::flags`], stored with every sample.
+pub mod flags {
+    /// The content was PNG, whatever the file's name says.
+    pub const PNG: u8 = 1;
+    /// The JPEG held CMYK or YCCK.
+    pub const CMYK: u8 = 2;
+    /// The image held one channel.
+    pub const GRAY: u8 = 4;
+    /// The image held an alpha channel, which was dropped without compositing.
+    pub const ALPHA: u8 = 8;
+}
+
+/// What decoding one file gave: pixels, or with `--on-error skip` the reason why there are none.
+#[derive(Debug, Clone)]
+pub enum Decoded {
+    /// The image.
+    Pixels(Pixels),
+    /// The file could not be decoded, and the user asked to go on without it.
+    Skipped {
+        /// Which image.
+        image: ImageRef,
+        /// One sentence.
+        reason: String,
+    },
+}
+
+/// Cropped images of one block, in order: u8 0..=255, planar `[B, 3, size, size]`.
+#[derive(Debug)]
+pub struct PixelBatch {
+    /// One entry for each row of `pixels`.
+    pub images: Vec<ImageRef>,
+    /// One entry for each row of `pixels`: bits of [`flags`].
+    pub flags: Vec<u8>,
+    /// `[B, 3, size, size]`.
+    pub pixels: Array4<u8>,
+    /// Files of this block that were skipped, with the reason.
+    pub skipped: Vec<(ImageRef, String)>,
+}
+
+/// The posteriors of one block of images, unscaled: f16 `[B, C, h, w]` each.
+#[derive(Debug)]
+pub struct MomentsBatch {
+    /// One entry for each row.
+    pub images: Vec<ImageRef>,
+    /// One entry for each row: bits of [`flags`].
+    pub flags: Vec<u8>,
+    /// Posterior mean.
+    pub mean: Array4<f16>,
+    /// Posterior log-variance, clamped to [-30, 20].
+    pub logvar: Array4<f16>,
+    /// Files of this block that were skipped, with the reason.
+    pub skipped: Vec<(ImageRef, String)>,
+}
+
+/// One training batch on the host, in the order of the plan: f16 moments `[B, C, h, w]`.
+///
+/// The buffers are lent and go back to the loader when the batch is dropped.
+#[derive(Debug, Clone, Default)]
+pub struct HostBatch {
+    /// Number of the global batch, from 0 at the start of training.
+    pub batch: u64,
+    /// Posterior means, `B * C * h * w` values.
+    pub mean: Vec<f16>,
+    /// Posterior log-variances, the same length; empty if the dataset stores means only.
+    pub logvar: Vec<f16>,
+    /// Class index of each sample.
+    pub labels: Vec<i64>,
+    /// Position of each sample in the dataset (`ImageRef::position`).
+    pub positions: Vec<u64>,
+    /// `[B, C, h, w]`.
+    pub shape: [usize; 4],
+}
+
+/// What the network is trained on: latents on the device.
+#[derive(Debug)]
+pub struct LatentBatch {
+    /// f32 `[B, C, h, w]`, a draw from the posterior times the scaling factor: about unit variance. This is x_* of the paper.
+    pub latents: Tensor,
+    /// i64 `[B]`, class indices in `0..classes`.
+    pub labels: Tensor,
+}

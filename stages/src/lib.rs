@@ -1,0 +1,6 @@
+//! What flows through the pipeline, and what is done to it.
+//!
+//! Start with [`data`] for the nouns of every edge.
+
+pub mod data;
+pub mod native;

@@ -1,0 +1,158 @@
+//! Safe faces of the C++ functions in `native/`: what libtorch has and tch does not expose.
+//!
+//! Seeded draws that touch no process-wide generator, gradients that live in memory of our own, and the
+//! fused AdamW kernel. The only module of this crate with `unsafe` in it; the method and the nets do not need it.
+
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, c_char};
+
+use tch::Tensor;
+
+/// A message of a C++ exception that libtorch raised.
+#[derive(Debug, thiserror::Error)]
+#[error("libtorch: {0}")]
+pub struct NativeError(String);
+
+#[allow(non_camel_case_types)]
+type tensor = *mut torch_sys::C_tensor;
+
+unsafe extern "C" {
+    fn dualpath_normal_(this: tensor, seed: u64) -> *mut c_char;
+    fn dualpath_uniform_(this: tensor, seed: u64) -> *mut c_char;
+    fn dualpath_set_grad(parameter: tensor, grad: tensor) -> *mut c_char;
+    fn dualpath_fused_adamw_(
+        parameters: tensor,
+        gradients: tensor,
+        exp_avg: tensor,
+        exp_avg_sq: tensor,
+        step: tensor,
+        lr: f64,
+        beta1: f64,
+        beta2: f64,
+        weight_decay: f64,
+        eps: f64,
+        found_inf: tensor,
+    ) -> *mut c_char;
+    fn dualpath_free_message(message: *mut c_char);
+}
+
+fn checked(message: *mut c_char) -> Result<(), NativeError> {
+    if message.is_null() {
+        return Ok(());
+    }
+    // SAFETY: a message that is not null is a NUL-terminated string that the callee allocated for us.
+    let text = unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned();
+    // SAFETY: the message came from the same library and is not used again.
+    unsafe { dualpath_free_message(message) };
+    // The first line says what happened; what follows is a C++ backtrace.
+    Err(NativeError(text.lines().next().unwrap_or_default().to_owned()))
+}
+
+/// Fills `tensor` in place with N(0, 1) from a generator of its own, seeded with `seed`.
+/// The values depend on (seed, shape, dtype, device kind), never on other draws or threads.
+pub fn fill_normal(tensor: &mut Tensor, seed: u64) -> Result<(), NativeError> {
+    // SAFETY: the pointer is that of a live tensor, and the callee keeps nothing.
+    checked(unsafe { dualpath_normal_(tensor.as_mut_ptr(), seed) })
+}
+
+/// Fills `tensor` in place with U[0, 1) from a generator of its own, seeded with `seed`.
+pub fn fill_uniform(tensor: &mut Tensor, seed: u64) -> Result<(), NativeError> {
+    // SAFETY: as above.
+    checked(unsafe { dualpath_uniform_(tensor.as_mut_ptr(), seed) })
+}
+
+/// Makes `grad` (same shape and dtype) the gradient of the leaf `parameter`; backward accumulates into it.
+pub fn set_grad(parameter: &mut Tensor, grad: &mut Tensor) -> Result<(), NativeError> {
+    // SAFETY: both are live tensors; libtorch counts its own reference to `grad`.
+    checked(unsafe { dualpath_set_grad(parameter.as_mut_ptr(), grad.as_mut_ptr()) })
+}
+
+/// The flat f32 buffers that one AdamW update reads and writes; all of one length on one device.
+#[derive(Debug)]
+pub struct AdamWBuffers<'a> {
+    /// Master weights, updated in place.
+    pub parameters: &'a mut Tensor,
+    /// Gradients, read.
+    pub gradients: &'a mut Tensor,
+    /// First moment, updated in place.
+    pub exp_avg: &'a mut Tensor,
+    /// Second moment, updated in place.
+    pub exp_avg_sq: &'a mut Tensor,
+    /// f32 scalar: updates done so far, advanced by one.
+    pub step: &'a mut Tensor,
+    /// f32 scalar: 1 skips the update (a gradient was not finite), 0 does it. No host synchronisation.
+    pub found_inf: &'a mut Tensor,
+}
+
+/// The constants of AdamW (Loshchilov and Hutter).
+#[derive(Debug, Clone, Copy)]
+pub struct AdamWConstants {
+    /// Learning rate of this step.
+    pub lr: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+}
+
+/// One AdamW step in one pass over the flat buffers.
+pub fn fused_adamw(buffers: AdamWBuffers<'_>, constants: AdamWConstants) -> Result<(), NativeError> {
+    let AdamWConstants { lr, beta1, beta2, weight_decay, eps } = constants;
+    // SAFETY: all are live tensors, and the callee keeps none of them.
+    checked(unsafe {
+        dualpath_fused_adamw_(
+            buffers.parameters.as_mut_ptr(),
+            buffers.gradients.as_mut_ptr(),
+            buffers.exp_avg.as_mut_ptr(),
+            buffers.exp_avg_sq.as_mut_ptr(),
+            buffers.step.as_mut_ptr(),
+            lr,
+            beta1,
+            beta2,
+            weight_decay,
+            eps,
+            buffers.found_inf.as_mut_ptr(),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind};
+
+    #[test]
+    fn draws_depend_on_the_seed_alone() {
+        let draw = |seed| {
+            let mut t = Tensor::zeros([3, 40], (Kind::Float, Device::Cpu));
+            fill_normal(&mut t, seed).unwrap();
+            t
+        };
+        let first = draw(7);
+        let _ = draw(8);
+        assert!(first.equal(&draw(7)));
+        assert!(!first.equal(&draw(8)));
+    }
+
+    #[test]
+    fn backward_accumulates_into_the_given_gradient() {
+        let flat = Tensor::zeros([4], (Kind::Float, Device::Cpu));
+        let mut parameter = Tensor::ones([2], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        set_grad(&mut parameter, &mut flat.narrow(0, 1, 2)).unwrap();
+        for _ in 0..2 {
+            (&parameter * 3.0).sum(Kind::Float).backward();
+        }
+        assert_eq!(Vec::<f32>::try_from(&flat).unwrap(), [0.0, 6.0, 6.0, 0.0]);
+    }
+
+    #[test]
+    fn a_cpp_exception_becomes_an_error() {
+        let mut integers = Tensor::zeros([3], (Kind::Int64, Device::Cpu));
+        assert!(fill_normal(&mut integers, 1).unwrap_err().to_string().starts_with("libtorch: "));
+    }
+}
