@@ -3,4 +3,5 @@
 //! Start with [`data`] for the nouns of every edge.
 
 pub mod data;
+pub mod method;
 pub mod native;

@@ -101,7 +101,7 @@ pub struct AdamWConstants {
 }
 
 /// One AdamW step in one pass over the flat buffers.
-pub fn fused_adamw(buffers: AdamWBuffers<'_>, constants: AdamWConstants) -> Result<(), NativeError> {
+pub fn fused_adamw(buffers: &mut AdamWBuffers<'_>, constants: AdamWConstants) -> Result<(), NativeError> {
     let AdamWConstants { lr, beta1, beta2, weight_decay, eps } = constants;
     // SAFETY: all are live tensors, and the callee keeps none of them.
     checked(unsafe {

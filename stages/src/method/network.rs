@@ -1,0 +1,311 @@
+//! The diffusion transformer: SiT blocks, as plain SiT or decoupled (DDT), and the projector z_phi.
+//!
+//! Conventions are those of SiT and REPA: LayerNorm without affine, eps 1e-6; modulation x (1 + scale) + shift in the
+//! order shift, scale, gate for attention, then for the MLP; GELU in its tanh form; t fed unscaled; cos before sin in
+//! the features of t; position embedding fixed, 2-D, columns first; output channels of a patch ordered (row, column,
+//! channel).
+//!
+//! Shapes: N samples (images times views), T tokens, D hidden width. The network computes in the dtype of its
+//! weights; noisy latents come in and velocities go out as f32.
+
+use tch::{Device, Kind, Tensor};
+
+use super::config::{Backbone, LatentShape, ModelConfig};
+use super::layout::TIME_FEATURES;
+use super::parameters::Views;
+
+/// What one pass gives (Eq. 4).
+#[derive(Debug)]
+pub struct Prediction {
+    /// v_theta(x_t, t, y): f32 `[N, C, h, w]`.
+    pub velocity: Tensor,
+    /// z_t, the raw output of the last encoder block: `[N, T, D]` in the compute dtype. This is what is aligned.
+    pub condition: Tensor,
+}
+
+/// A network over given weights. It owns views, not weights: an optimiser step under it is seen at once.
+#[derive(Debug)]
+pub struct Network {
+    model: ModelConfig,
+    data: LatentShape,
+    kind: Kind,
+    x_embedder: PatchEmbedding,
+    s_embedder: Option<PatchEmbedding>,
+    t_embedder: TimeEmbedding,
+    label_table: Tensor,
+    position: Tensor,
+    blocks: Vec<Block>,
+    final_layer: FinalLayer,
+    projector: Option<[Linear; 3]>,
+}
+
+impl Network {
+    /// Builds the network over `weights`, which must hold every tensor of [`super::layout::layout`].
+    ///
+    /// # Panics
+    /// If a weight is missing: loading checks names and shapes before.
+    pub fn new(model: &ModelConfig, data: &LatentShape, weights: &Views) -> Self {
+        let linear = |name: &str| Linear::new(weights, name);
+        let label_table = weights["y_embedder.embedding_table.weight"].shallow_clone();
+        let (kind, device) = (label_table.kind(), label_table.device());
+        Self {
+            model: model.clone(),
+            data: *data,
+            kind,
+            x_embedder: PatchEmbedding { linear: linear("x_embedder.proj"), patch: model.patch },
+            s_embedder: (model.backbone == Backbone::Ddt)
+                .then(|| PatchEmbedding { linear: linear("s_embedder.proj"), patch: model.patch }),
+            t_embedder: TimeEmbedding { first: linear("t_embedder.mlp.0"), second: linear("t_embedder.mlp.2") },
+            label_table,
+            position: position_embedding(model.hidden, data.height / model.patch).to_device(device).to_kind(kind),
+            blocks: (0..model.depth).map(|i| Block::new(weights, i, model)).collect(),
+            final_layer: FinalLayer {
+                linear: linear("final_layer.linear"),
+                modulation: linear("final_layer.adaLN_modulation.1"),
+            },
+            projector: model
+                .has_projector()
+                .then(|| [linear("projectors.0.0"), linear("projectors.0.2"), linear("projectors.0.4")]),
+        }
+    }
+
+    /// Index of the null class, which stands for "no label".
+    pub fn null_class(&self) -> i64 {
+        self.data.classes
+    }
+
+    /// The latents that the network was built for.
+    pub fn data(&self) -> &LatentShape {
+        &self.data
+    }
+
+    /// Eq. 4: `x_t` f32 `[N, C, h, w]`, `t` f32 `[N]` in [0, 1] (0 is data), `labels` i64 `[N]` in `0..=classes`.
+    pub fn forward(&self, x_t: &Tensor, t: &Tensor, labels: &Tensor) -> Prediction {
+        let x_t = x_t.to_kind(self.kind);
+        let t = self.t_embedder.forward(t, self.kind); //                                        [N, 1, D]
+        let y = self.label_table.index_select(0, labels).unsqueeze(1); //                        [N, 1, D]
+        let (encoder, decoder) = self.blocks.split_at(self.model.encoder_depth as usize);
+        let embed = |embedder: &PatchEmbedding| embedder.forward(&x_t) + &self.position; //       [N, T, D]
+
+        // Encoder: z_t. One condition for each image.
+        let image_condition = &t + y;
+        let tokens = embed(self.s_embedder.as_ref().unwrap_or(&self.x_embedder));
+        let condition = run(encoder, tokens, &image_condition); //                                [N, T, D]
+
+        // Decoder: v_t. DDT starts again from the noisy latent, with one condition for each token, and sees the
+        // label through z_t only; SiT goes on with its one stream.
+        let (tokens, decoder_condition) = match self.s_embedder {
+            Some(_) => (embed(&self.x_embedder), t + &condition),
+            None => (condition.shallow_clone(), image_condition),
+        };
+        let tokens = run(decoder, tokens, &decoder_condition);
+        let patches = self.final_layer.forward(&tokens, &decoder_condition); //                   [N, T, p p C]
+        Prediction { velocity: self.unpatchify(&patches).to_kind(Kind::Float), condition }
+    }
+
+    /// z_phi: Linear, SiLU, Linear, SiLU, Linear on each token. `[.., D]` to `[.., projector_out]`.
+    ///
+    /// # Panics
+    /// If the model has no projector.
+    pub fn project(&self, condition: &Tensor) -> Tensor {
+        let [first, second, third] = self.projector.as_ref().expect("the configuration was checked for a projector");
+        third.forward(&second.forward(&first.forward(condition).silu()).silu())
+    }
+
+    /// `[N, T, p p C]` with channels ordered (row, column, channel) to `[N, C, h, w]`.
+    fn unpatchify(&self, patches: &Tensor) -> Tensor {
+        let LatentShape { channels, height, width, .. } = self.data;
+        let p = self.model.patch;
+        patches
+            .view([-1, height / p, width / p, p, p, channels])
+            .permute([0, 5, 1, 3, 2, 4])
+            .reshape([-1, channels, height, width])
+    }
+}
+
+fn run(blocks: &[Block], tokens: Tensor, condition: &Tensor) -> Tensor {
+    // Every modulation starts with the same SiLU of the same condition.
+    let condition = condition.silu();
+    blocks.iter().fold(tokens, |tokens, block| block.forward(&tokens, &condition))
+}
+
+#[derive(Debug)]
+struct Linear {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Linear {
+    fn new(weights: &Views, name: &str) -> Self {
+        let tensor = |part: &str| weights[&format!("{name}.{part}")].shallow_clone();
+        Self { weight: tensor("weight"), bias: tensor("bias") }
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        x.linear(&self.weight, Some(&self.bias))
+    }
+}
+
+/// A convolution with stride = kernel = patch, written as a product: tokens row-major.
+#[derive(Debug)]
+struct PatchEmbedding {
+    linear: Linear,
+    patch: i64,
+}
+
+impl PatchEmbedding {
+    /// `[N, C, h, w]` to `[N, T, D]`.
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let [n, c, h, w] = x.size()[..] else { unreachable!("latents have four dimensions") };
+        let p = self.patch;
+        let patches =
+            x.view([n, c, h / p, p, w / p, p]).permute([0, 2, 4, 1, 3, 5]).reshape([n, (h / p) * (w / p), c * p * p]);
+        patches.linear(&self.linear.weight.flatten(1, -1), Some(&self.linear.bias))
+    }
+}
+
+#[derive(Debug)]
+struct TimeEmbedding {
+    first: Linear,
+    second: Linear,
+}
+
+impl TimeEmbedding {
+    /// f32 `[N]` to `[N, 1, D]`.
+    fn forward(&self, t: &Tensor, kind: Kind) -> Tensor {
+        let features = time_features(t).to_kind(kind);
+        self.second.forward(&self.first.forward(&features).silu()).unsqueeze(1)
+    }
+}
+
+/// `[N]` to f32 `[N, 256]`: cos(t f_i) then sin(t f_i), f_i = 10000^(-i / 128). t is not scaled.
+fn time_features(t: &Tensor) -> Tensor {
+    let half = TIME_FEATURES / 2;
+    let index = Tensor::arange(half, (Kind::Float, t.device()));
+    let frequency = (index * (-(10000f64.ln()) / half as f64)).exp();
+    let angle = t.to_kind(Kind::Float).unsqueeze(1) * frequency.unsqueeze(0);
+    Tensor::cat(&[angle.cos(), angle.sin()], 1)
+}
+
+#[derive(Debug)]
+struct Block {
+    heads: i64,
+    modulation: Linear,
+    qkv: Linear,
+    proj: Linear,
+    fc1: Linear,
+    fc2: Linear,
+}
+
+impl Block {
+    fn new(weights: &Views, index: i64, model: &ModelConfig) -> Self {
+        let linear = |name: &str| Linear::new(weights, &format!("blocks.{index}.{name}"));
+        Self {
+            heads: model.heads,
+            modulation: linear("adaLN_modulation.1"),
+            qkv: linear("attn.qkv"),
+            proj: linear("attn.proj"),
+            fc1: linear("mlp.fc1"),
+            fc2: linear("mlp.fc2"),
+        }
+    }
+
+    /// `x` is `[N, T, D]`; `condition`, already through SiLU, is `[N, 1, D]` for one vector an image or `[N, T, D]`
+    /// for one a token.
+    fn forward(&self, x: &Tensor, condition: &Tensor) -> Tensor {
+        let [shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp] =
+            <[Tensor; 6]>::try_from(self.modulation.forward(condition).chunk(6, -1))
+                .expect("6 D columns make six chunks");
+        let x = x + gate_msa * self.attention(&modulate(&layer_norm(x), &shift_msa, &scale_msa));
+        let hidden = self.fc1.forward(&modulate(&layer_norm(&x), &shift_mlp, &scale_mlp)).gelu("tanh");
+        &x + gate_mlp * self.fc2.forward(&hidden)
+    }
+
+    fn attention(&self, x: &Tensor) -> Tensor {
+        let [n, tokens, d] = x.size()[..] else { unreachable!("tokens have three dimensions") };
+        let qkv = self.qkv.forward(x).view([n, tokens, 3, self.heads, d / self.heads]).permute([2, 0, 3, 1, 4]);
+        let (q, k, v) = (qkv.get(0), qkv.get(1), qkv.get(2)); // [N, heads, T, D / heads]
+        let mixed = Tensor::scaled_dot_product_attention(&q, &k, &v, None::<&Tensor>, 0.0, false, None, false);
+        self.proj.forward(&mixed.transpose(1, 2).reshape([n, tokens, d]))
+    }
+}
+
+#[derive(Debug)]
+struct FinalLayer {
+    linear: Linear,
+    modulation: Linear,
+}
+
+impl FinalLayer {
+    fn forward(&self, x: &Tensor, condition: &Tensor) -> Tensor {
+        let [shift, scale] = <[Tensor; 2]>::try_from(self.modulation.forward(&condition.silu()).chunk(2, -1))
+            .expect("2 D columns make two chunks");
+        self.linear.forward(&modulate(&layer_norm(x), &shift, &scale))
+    }
+}
+
+fn layer_norm(x: &Tensor) -> Tensor {
+    let width = *x.size().last().expect("tokens have a width");
+    x.layer_norm([width], None::<&Tensor>, None::<&Tensor>, 1e-6, false)
+}
+
+fn modulate(x: &Tensor, shift: &Tensor, scale: &Tensor) -> Tensor {
+    x * (scale + 1.0) + shift
+}
+
+/// The fixed 2-D sine-cosine embedding, f32 `[grid * grid, D]`, tokens row-major: the first half of the channels
+/// encodes the column, the second the row; each half is sin then cos of index * 10000^(-i / (D/4)).
+pub fn position_embedding(hidden: i64, grid: i64) -> Tensor {
+    let quarter = hidden / 4;
+    let options = (Kind::Double, Device::Cpu);
+    let frequency = (Tensor::arange(quarter, options) * (-(10000f64.ln()) / quarter as f64)).exp();
+    let angle = Tensor::arange(grid, options).unsqueeze(1) * frequency.unsqueeze(0); // [grid, D/4]
+    let axis = Tensor::cat(&[angle.sin(), angle.cos()], 1); //                           [grid, D/2]
+    let column = axis.unsqueeze(0).expand([grid, grid, hidden / 2], false);
+    let row = axis.unsqueeze(1).expand([grid, grid, hidden / 2], false);
+    Tensor::cat(&[column, row], 2).view([grid * grid, hidden]).to_kind(Kind::Float)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::layout::layout;
+    use super::super::objective::view_cosine;
+    use super::super::parameters::Parameters;
+    use super::*;
+    use crate::method::random;
+
+    #[test]
+    fn the_position_embedding_encodes_the_column_first() {
+        let embedding = position_embedding(16, 4);
+        let value = |token: i64, channel: i64| embedding.double_value(&[token, channel]);
+        assert!((value(1, 0) - 1f64.sin()).abs() < 1e-7); // row 0, column 1
+        assert_eq!([value(4, 0), value(4, 1), value(4, 2), value(4, 3)], [0.0; 4]); // row 1, column 0
+        assert!((value(4, 8) - 1f64.sin()).abs() < 1e-7);
+    }
+
+    fn fresh(size: &str) -> (Network, Parameters) {
+        let data = LatentShape { channels: 4, height: 32, width: 32, classes: 1000 };
+        let model = ModelConfig::named(Backbone::Ddt, size).unwrap();
+        let parameters = Parameters::init(layout(&model, &data), 0, Device::Cpu, Kind::Float).unwrap();
+        (Network::new(&model, &data, parameters.leaves()), parameters)
+    }
+
+    /// Two noisy views start out alike because the fixed position embedding outweighs what differs: 0.94 for S
+    /// (Appendix F starts its curve there).
+    #[test]
+    fn at_initialisation_the_network_predicts_zero_and_views_agree_to_0_94() {
+        let (network, _parameters) = fresh("s/2");
+        let draw = |seed| random::normal(&[4, 4, 32, 32], Device::Cpu, seed).unwrap();
+        let x = draw(1);
+        let labels = Tensor::from_slice(&[0i64, 1, 2, 3]);
+        let view = |seed, t: &[f32]| {
+            let t = Tensor::from_slice(t);
+            let x_t = super::super::path::interpolate(&x, &draw(seed), &t);
+            tch::no_grad(|| network.forward(&x_t, &t, &labels))
+        };
+        let (first, second) = (view(2, &[0.1, 0.3, 0.6, 0.9]), view(3, &[0.8, 0.5, 0.2, 0.7]));
+        assert_eq!(first.velocity.abs().max().double_value(&[]), 0.0);
+        let cosine = view_cosine(&Tensor::stack(&[first.condition, second.condition], 0)).double_value(&[]);
+        assert!((cosine - 0.94).abs() < 0.01, "{cosine}");
+    }
+}

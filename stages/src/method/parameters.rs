@@ -1,0 +1,160 @@
+//! The weights of a network in flat buffers.
+//!
+//! Master weights are one f32 buffer, gradients another; the tensors that the network computes with are views into
+//! a third buffer of the compute dtype, which is cast from the master once a step (in f32 it *is* the master). So
+//! clipping, AdamW, EMA, all-reduce and checkpoint are one pass over one buffer each, and there is one place where
+//! precision changes.
+
+use std::collections::BTreeMap;
+
+use tch::{Device, Kind, Tensor, no_grad};
+
+use super::layout::ParameterSpec;
+use crate::native::{NativeError, set_grad};
+
+/// Tensors by parameter name: views into one flat buffer.
+pub type Views = BTreeMap<String, Tensor>;
+
+/// Views of a flat buffer, one for each parameter, in the layout's shapes.
+pub fn views(specs: &[ParameterSpec], flat: &Tensor) -> Views {
+    let mut offset = 0;
+    let mut views = Views::new();
+    for spec in specs {
+        views.insert(spec.name.clone(), flat.narrow(0, offset, spec.len()).view(spec.shape.as_slice()));
+        offset += spec.len();
+    }
+    views
+}
+
+/// Length of the flat buffer.
+pub fn flat_len(specs: &[ParameterSpec]) -> i64 {
+    specs.iter().map(ParameterSpec::len).sum()
+}
+
+/// The trainable weights of one network on one device.
+#[derive(Debug)]
+pub struct Parameters {
+    specs: Vec<ParameterSpec>,
+    /// f32, flat: what the optimiser updates and a checkpoint stores.
+    pub master: Tensor,
+    /// f32, flat: gradients of the step, summed over its micro-batches.
+    pub gradients: Tensor,
+    compute: Tensor,
+    compute_gradients: Tensor,
+    leaves: Views,
+}
+
+impl Parameters {
+    /// Draws the initial weights of `specs` from `seed`. `kind` is the dtype that the network computes in:
+    /// `Kind::Float` or `Kind::BFloat16`.
+    pub fn init(specs: Vec<ParameterSpec>, seed: u64, device: Device, kind: Kind) -> Result<Self, NativeError> {
+        let master = Tensor::zeros([flat_len(&specs)], (Kind::Float, device));
+        for (spec, view) in specs.iter().zip(in_order(&specs, &views(&specs, &master))) {
+            // Drawn on the CPU, so that a run starts from the same weights on every device.
+            view.shallow_clone().copy_(&spec.draw(seed, Device::Cpu)?);
+        }
+        Self::from_master(specs, master, kind)
+    }
+
+    /// Trains on from given f32 weights.
+    pub fn from_master(specs: Vec<ParameterSpec>, master: Tensor, kind: Kind) -> Result<Self, NativeError> {
+        let gradients = master.zeros_like();
+        let (compute, compute_gradients) = if kind == Kind::Float {
+            (master.shallow_clone(), gradients.shallow_clone())
+        } else {
+            (master.to_kind(kind), gradients.to_kind(kind))
+        };
+        let mut leaves = Views::new();
+        let mut grads = views(&specs, &compute_gradients);
+        for (name, view) in views(&specs, &compute) {
+            // Detached, a view is a leaf of the graph that still shares the buffer's memory.
+            let mut leaf = view.detach().set_requires_grad(true);
+            let grad = grads.get_mut(&name).expect("both maps come from the same layout");
+            set_grad(&mut leaf, grad)?;
+            leaves.insert(name, leaf);
+        }
+        Ok(Self { specs, master, gradients, compute, compute_gradients, leaves })
+    }
+
+    /// The tensors to compute with: leaves whose gradients land in [`Self::gradients`].
+    pub fn leaves(&self) -> &Views {
+        &self.leaves
+    }
+
+    /// The layout.
+    pub fn specs(&self) -> &[ParameterSpec] {
+        &self.specs
+    }
+
+    /// Sets all gradients to 0, before the first micro-batch of a step.
+    pub fn zero_gradients(&mut self) {
+        let _ = self.gradients.zero_();
+        if !self.computes_in_f32() {
+            let _ = self.compute_gradients.zero_();
+        }
+    }
+
+    /// Adds what a backward pass left in the compute dtype to the f32 gradients: after every micro-batch.
+    pub fn collect_gradients(&mut self) {
+        if !self.computes_in_f32() {
+            let _ = self.gradients.g_add_(&self.compute_gradients.to_kind(Kind::Float));
+            let _ = self.compute_gradients.zero_();
+        }
+    }
+
+    /// Casts the master weights for the next forward pass: after every update.
+    pub fn refresh(&mut self) {
+        if !self.computes_in_f32() {
+            no_grad(|| self.compute.copy_(&self.master));
+        }
+    }
+
+    fn computes_in_f32(&self) -> bool {
+        self.compute.kind() == Kind::Float
+    }
+}
+
+/// Views in the order of the layout.
+pub fn in_order<'a>(specs: &'a [ParameterSpec], views: &'a Views) -> impl Iterator<Item = &'a Tensor> {
+    specs.iter().map(|spec| &views[&spec.name])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::layout::Init;
+    use super::*;
+
+    fn specs() -> Vec<ParameterSpec> {
+        let spec = |name: &str, shape: &[i64]| ParameterSpec {
+            name: name.into(),
+            shape: shape.to_vec(),
+            init: Init::Normal { std: 1.0 },
+        };
+        vec![spec("b", &[2, 3]), spec("a", &[4])]
+    }
+
+    #[test]
+    fn gradients_of_every_leaf_land_in_the_flat_buffer() {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            let mut parameters = Parameters::init(specs(), 0, Device::Cpu, kind).unwrap();
+            parameters.zero_gradients();
+            for _ in 0..2 {
+                let leaves = parameters.leaves();
+                (leaves["a"].sum(Kind::Float) * 2.0 + leaves["b"].sum(Kind::Float)).backward();
+                parameters.collect_gradients();
+            }
+            let expected = [vec![2.0f32; 6], vec![4.0; 4]].concat();
+            assert_eq!(Vec::<f32>::try_from(&parameters.gradients).unwrap(), expected, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn an_update_of_the_master_reaches_the_leaves() {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            let mut parameters = Parameters::init(specs(), 0, Device::Cpu, kind).unwrap();
+            let _ = parameters.master.fill_(0.5);
+            parameters.refresh();
+            assert_eq!(parameters.leaves()["b"].to_kind(Kind::Float).sum(Kind::Float).double_value(&[]), 3.0);
+        }
+    }
+}
