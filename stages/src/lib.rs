@@ -5,3 +5,4 @@
 pub mod data;
 pub mod method;
 pub mod native;
+pub mod train;

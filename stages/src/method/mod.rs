@@ -21,6 +21,8 @@
 pub mod algorithm;
 pub mod config;
 pub mod ema;
+#[cfg(test)]
+mod goldens;
 pub mod layout;
 pub mod network;
 pub mod objective;

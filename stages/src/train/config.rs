@@ -1,0 +1,72 @@
+//! What a run trains: everything that decides its numbers, and nothing about the machine it runs on.
+
+use serde::{Deserialize, Serialize};
+
+use super::optimiser::OptimiserConfig;
+use crate::method::config::{LatentShape, ModelConfig, ObjectiveConfig};
+use crate::method::ema::EmaConfig;
+
+/// The resolved configuration of a run, as `config.toml` in its directory holds it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Network and projector.
+    pub model: ModelConfig,
+    /// Losses and views.
+    pub objective: ObjectiveConfig,
+    /// AdamW, clipping and the learning rate.
+    pub optimiser: OptimiserConfig,
+    /// Moving average of the weights.
+    pub ema: EmaConfig,
+    /// Length, batch and seed of the run.
+    pub train: ScheduleConfig,
+}
+
+/// Length, batch and seed of a run, and what it writes on the way.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScheduleConfig {
+    /// Optimiser steps.
+    pub steps: u64,
+    /// Images in a global batch; each counts `objective.views` times for the network.
+    pub batch: u64,
+    /// Pieces in which the batch goes through the network, to save memory; changes results by rounding only.
+    pub micro_batches: u64,
+    /// Seed of the order, the initial weights and every draw.
+    pub seed: u64,
+    /// Blocks of 64 samples in the shuffle pool; as many as the dataset has make a full permutation.
+    pub pool_blocks: u64,
+    /// Steps between lines of `metrics.jsonl`; their figures are means over these steps.
+    pub log_every: u64,
+    /// Steps between checkpoints; one more is written at the end and at an interruption.
+    pub checkpoint_every: u64,
+    /// Checkpoints kept, the newest.
+    pub keep_checkpoints: u64,
+}
+
+impl TrainConfig {
+    /// One sentence that says what is out of range, if anything.
+    pub fn problem(&self, data: &LatentShape) -> Option<String> {
+        let at_least_one = [
+            ("batch", self.train.batch),
+            ("micro_batches", self.train.micro_batches),
+            ("pool_blocks", self.train.pool_blocks),
+            ("log_every", self.train.log_every),
+            ("checkpoint_every", self.train.checkpoint_every),
+            ("keep_checkpoints", self.train.keep_checkpoints),
+        ];
+        if let Some((key, _)) = at_least_one.iter().find(|(_, value)| *value < 1) {
+            return Some(format!("train.{key} must be at least 1"));
+        }
+        if !self.train.batch.is_multiple_of(self.train.micro_batches) {
+            return Some(format!(
+                "train.batch = {} is not divisible by train.micro_batches = {}",
+                self.train.batch, self.train.micro_batches
+            ));
+        }
+        if !(0.0..=1.0).contains(&self.ema.decay) {
+            return Some(format!("ema.decay = {} must lie in 0..=1", self.ema.decay));
+        }
+        self.model.problem(data).or_else(|| self.objective.problem(&self.model)).or_else(|| self.optimiser.problem())
+    }
+}

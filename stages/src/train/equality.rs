@@ -1,0 +1,160 @@
+//! What must be equal, is: splits of a batch, and a run that was stopped and continued.
+
+use tch::{Device, Kind, Tensor};
+
+use super::checkpoint;
+use super::config::{ScheduleConfig, TrainConfig};
+use super::optimiser::OptimiserConfig;
+use super::step::Trainer;
+use crate::data::LatentBatch;
+use crate::method::config::{Backbone, LatentShape, ModelConfig, ObjectiveConfig};
+use crate::method::ema::EmaConfig;
+use crate::method::parameters::views;
+use crate::method::random;
+
+const DATA: LatentShape = LatentShape { channels: 4, height: 8, width: 8, classes: 3 };
+
+fn config(micro_batches: u64) -> TrainConfig {
+    TrainConfig {
+        model: ModelConfig {
+            backbone: Backbone::Ddt,
+            depth: 4,
+            encoder_depth: 2,
+            hidden: 32,
+            heads: 2,
+            patch: 2,
+            mlp_ratio: 4,
+            projector_hidden: 48,
+            projector_out: 24,
+        },
+        objective: ObjectiveConfig::default(),
+        optimiser: OptimiserConfig { lr: 1e-3, ..Default::default() },
+        ema: EmaConfig { decay: 0.99, warmup: true },
+        train: ScheduleConfig {
+            steps: 100,
+            batch: 8,
+            micro_batches,
+            seed: 3,
+            pool_blocks: 4,
+            log_every: 1,
+            checkpoint_every: 5,
+            keep_checkpoints: 2,
+        },
+    }
+}
+
+/// A trainer whose every weight is random: with zero gates most gradients vanish and any split looks equal.
+fn trainer(micro_batches: u64, kind: Kind) -> Trainer {
+    let mut trainer = Trainer::new(config(micro_batches), DATA, Device::Cpu, kind).unwrap();
+    let len = trainer.parameters.master.numel() as i64;
+    let noise = random::normal(&[len], Device::Cpu, 17).unwrap() * 0.1;
+    let _ = trainer.parameters.master.g_add_(&noise);
+    trainer.average.copy_(&trainer.parameters.master);
+    trainer.parameters.refresh();
+    trainer
+}
+
+/// Stands for the loader: batch number g is a function of g.
+fn batch(g: u64) -> LatentBatch {
+    let latents = random::normal(&[8, 4, 8, 8], Device::Cpu, 1000 + g).unwrap();
+    LatentBatch { latents, labels: Tensor::from_slice(&[0i64, 1, 2, 0, 1, 2, 0, 1]) }
+}
+
+fn train(trainer: &mut Trainer, until: u64) {
+    while trainer.step < until {
+        let views = trainer.draw_views().unwrap();
+        trainer.step(&batch(trainer.step), &views).unwrap();
+    }
+}
+
+#[test]
+fn micro_batches_change_no_gradient_of_the_first_step() {
+    let gradients = |micro_batches| {
+        let mut trainer = trainer(micro_batches, Kind::Float);
+        let views = trainer.draw_views().unwrap();
+        let _ = trainer.compute_gradients(&batch(0), &views);
+        trainer
+    };
+    let whole = gradients(1);
+    let reference = views(whole.parameters.specs(), &whole.parameters.gradients);
+    for pieces in [2, 4] {
+        let split = gradients(pieces);
+        for (name, gradient) in views(split.parameters.specs(), &split.parameters.gradients) {
+            let expected = &reference[&name];
+            let norm = expected.norm().double_value(&[]);
+            let error = (gradient - expected).norm().double_value(&[]) / norm;
+            assert!(norm > 0.0 && error < 1e-6, "{pieces} pieces, {name}: relative error {error:e}");
+        }
+    }
+}
+
+#[test]
+fn a_run_that_was_stopped_continues_bit_for_bit() {
+    for kind in [Kind::Float, Kind::BFloat16] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut uninterrupted = trainer(2, kind);
+        train(&mut uninterrupted, 7);
+
+        let mut first = trainer(2, kind);
+        train(&mut first, 4);
+        let path = checkpoint::save(&first, folder.path(), "data", 2).unwrap();
+        drop(first);
+        let mut second = Trainer::new(config(2), DATA, Device::Cpu, kind).unwrap();
+        checkpoint::load(&mut second, &path, "data").unwrap();
+        assert_eq!(second.step, 4);
+        train(&mut second, 7);
+
+        let state = |t: &Trainer| {
+            [&t.parameters.master, &t.average, &t.optimiser.exp_avg, &t.optimiser.exp_avg_sq, &t.optimiser.count]
+                .map(Tensor::copy)
+        };
+        for (a, b) in state(&uninterrupted).iter().zip(&state(&second)) {
+            assert!(a.equal(b), "{kind:?}");
+        }
+        let average = checkpoint::load_average(&path, second.parameters.specs(), Device::Cpu).unwrap();
+        assert_eq!(average.size(), second.average.size());
+    }
+}
+
+#[test]
+fn training_lowers_the_loss_on_a_batch_it_sees_again() {
+    let mut config = config(1);
+    config.optimiser.lr = 3e-3;
+    let mut trainer = Trainer::new(config, DATA, Device::Cpu, Kind::Float).unwrap();
+    let batch = batch(0);
+    let mut loss = || {
+        let views = trainer.draw_views().unwrap();
+        trainer.step(&batch, &views).unwrap().velocity.double_value(&[])
+    };
+    let first: f64 = (0..5).map(|_| loss()).sum();
+    let last: f64 = (0..100).map(|_| loss()).skip(95).sum();
+    // A network that predicts 0 has loss 2; the best that knows nothing of these very images has 1.
+    assert!(last < 0.75 * first, "{first} -> {last}");
+}
+
+#[test]
+fn checkpoints_are_kept_newest_last_and_refuse_what_is_not_theirs() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut trainer = trainer(1, Kind::Float);
+    for step in [3, 12, 5] {
+        trainer.step = step;
+        checkpoint::save(&trainer, folder.path(), "data", 2).unwrap();
+    }
+    let all = checkpoint::list(folder.path()).unwrap();
+    assert_eq!(all.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [5, 12]);
+    let path = &all[1].1;
+
+    let message = checkpoint::load(&mut trainer, path, "other").unwrap_err().to_string();
+    assert!(message.contains("was trained on dataset data"), "{message}");
+
+    let mut other = config(1);
+    other.model.hidden = 16;
+    let mut other = Trainer::new(other, DATA, Device::Cpu, Kind::Float).unwrap();
+    let message = checkpoint::load(&mut other, path, "data").unwrap_err().to_string();
+    assert!(message.contains("this model needs"), "{message}");
+
+    let bytes = std::fs::read(path).unwrap();
+    std::fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
+    let message = checkpoint::load(&mut trainer, path, "data").unwrap_err().to_string();
+    assert!(message.contains("not a readable checkpoint"), "{message}");
+}

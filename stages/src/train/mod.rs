@@ -1,0 +1,16 @@
+//! Training: one step, the optimiser, checkpoints and the run directory.
+//!
+//! ```text
+//! HostBatch -> Trainer::step (algorithm 1, clip, AdamW, EMA) -> metrics.jsonl, checkpoints/
+//! ```
+//!
+//! What is drawn, and how the loss is made, is `method`; what is read, and in which order, is `load`.
+
+pub mod checkpoint;
+pub mod config;
+#[cfg(test)]
+mod equality;
+pub mod optimiser;
+pub mod run_dir;
+pub mod sink;
+pub mod step;
