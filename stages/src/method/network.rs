@@ -308,4 +308,49 @@ mod tests {
         let cosine = view_cosine(&Tensor::stack(&[first.condition, second.condition], 0)).double_value(&[]);
         assert!((cosine - 0.94).abs() < 0.01, "{cosine}");
     }
+
+    /// `stages/golden/block.safetensors`: timm's attention and MLP, every weight random.
+    fn block_golden() -> (Views, impl Fn(&str) -> Tensor) {
+        let path = format!("{}/golden/block.safetensors", env!("CARGO_MANIFEST_DIR"));
+        let golden: Views = Tensor::read_safetensors(path).unwrap().into_iter().collect();
+        let weights = golden
+            .iter()
+            .filter_map(|(name, tensor)| Some((name.strip_prefix("weights.")?, tensor)))
+            .map(|(name, tensor)| match name.starts_with("t_embedder") {
+                true => (name.to_owned(), tensor.shallow_clone()),
+                false => (format!("blocks.0.{name}"), tensor.shallow_clone()),
+            })
+            .collect();
+        (weights, move |name: &str| golden[name].shallow_clone())
+    }
+
+    fn assert_close(what: &str, a: &Tensor, b: &Tensor) {
+        assert_eq!(a.size(), b.size(), "{what}");
+        let error = (a - b).norm().double_value(&[]) / b.norm().double_value(&[]);
+        assert!(error < 1e-5, "{what}: relative error {error:e}");
+    }
+
+    #[test]
+    fn a_block_equals_the_reference_with_one_condition_an_image_and_one_a_token() {
+        let (weights, golden) = block_golden();
+        let model = ModelConfig { hidden: 24, heads: 3, ..ModelConfig::demo() };
+        let block = Block::new(&weights, 0, &model);
+        let image = block.forward(&golden("x"), &golden("c").unsqueeze(1).silu());
+        assert_close("one an image", &image, &golden("y_vector"));
+        let token = block.forward(&golden("x"), &golden("c_tokens").silu());
+        assert_close("one a token", &token, &golden("y_tokens"));
+    }
+
+    #[test]
+    fn embeddings_of_time_and_position_equal_the_reference() {
+        let (weights, golden) = block_golden();
+        assert_close("features of t", &time_features(&golden("t")), &golden("t_embedding_256"));
+        let embedder = TimeEmbedding {
+            first: Linear::new(&weights, "t_embedder.mlp.0"),
+            second: Linear::new(&weights, "t_embedder.mlp.2"),
+        };
+        let embedded = embedder.forward(&golden("t"), Kind::Float).squeeze_dim(1);
+        assert_close("embedding of t", &embedded, &golden("t_embedded"));
+        assert_close("position", &position_embedding(16, 4), &golden("pos_embed_4x4_16"));
+    }
 }
