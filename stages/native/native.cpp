@@ -2,6 +2,9 @@
 
 #include <cstring>
 #include <exception>
+#include <stdexcept>
+
+#include <dlfcn.h>
 
 #include <ATen/CPUGeneratorImpl.h>
 
@@ -61,6 +64,12 @@ char *dualpath_fused_adamw_(torch::Tensor *parameters, torch::Tensor *gradients,
     step->add_(found_inf->neg().add_(1.0));
     at::_fused_adamw_({*parameters}, {*gradients}, {*exp_avg}, {*exp_avg_sq}, {}, {*step}, lr, beta1, beta2,
                       weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false, /*grad_scale=*/{}, *found_inf);
+  });
+}
+
+char *dualpath_open_library(const char *path) {
+  return guarded([&] {
+    if (!dlopen(path, RTLD_NOW | RTLD_GLOBAL)) throw std::runtime_error(dlerror());
   });
 }
 

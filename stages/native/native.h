@@ -23,5 +23,9 @@ char *dualpath_fused_adamw_(torch::Tensor *parameters, torch::Tensor *gradients,
                             torch::Tensor *exp_avg_sq, torch::Tensor *step, double lr, double beta1, double beta2,
                             double weight_decay, double eps, torch::Tensor *found_inf);
 
+// Opens a shared library and puts its symbols and operators at everybody's disposal (libtorch_cuda.so registers its
+// kernels that way). It stays open.
+char *dualpath_open_library(const char *path);
+
 void dualpath_free_message(char *message);
 }

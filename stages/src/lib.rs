@@ -3,6 +3,7 @@
 //! Start with [`data`] for the nouns of every edge.
 
 pub mod data;
+pub mod device;
 pub mod method;
 pub mod native;
 pub mod train;

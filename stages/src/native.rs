@@ -5,7 +5,8 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, CString, c_char};
+use std::path::Path;
 
 use tch::Tensor;
 
@@ -34,6 +35,7 @@ unsafe extern "C" {
         eps: f64,
         found_inf: tensor,
     ) -> *mut c_char;
+    fn dualpath_open_library(path: *const c_char) -> *mut c_char;
     fn dualpath_free_message(message: *mut c_char);
 }
 
@@ -119,6 +121,15 @@ pub fn fused_adamw(buffers: &mut AdamWBuffers<'_>, constants: AdamWConstants) ->
             buffers.found_inf.as_mut_ptr(),
         )
     })
+}
+
+/// Opens a shared library for the rest of the process, its symbols global. Meant for `libtorch_cuda.so`, which
+/// registers its kernels with libtorch as it is loaded; that must happen before any other call to libtorch.
+pub fn open_library(path: &Path) -> Result<(), NativeError> {
+    let path = CString::new(path.as_os_str().as_encoded_bytes())
+        .map_err(|_| NativeError("a library's path holds a zero byte".to_owned()))?;
+    // SAFETY: the path is a NUL-terminated string, and the callee keeps nothing of it.
+    checked(unsafe { dualpath_open_library(path.as_ptr()) })
 }
 
 #[cfg(test)]

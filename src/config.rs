@@ -1,0 +1,281 @@
+//! What is trained, from a preset, a TOML file and `--set key=value`, resolved once.
+//!
+//! The preset gives every key a value; the file and `--set` change some of them. A key that no preset has is an
+//! error that names the nearest one. What was resolved is written into the run directory, and that is what a
+//! continued run and `pipeline sample` read.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde::{Deserialize, Serialize};
+use stages::method::config::{Backbone, LatentShape, ModelConfig, ObjectiveConfig};
+use stages::method::ema::EmaConfig;
+use stages::train::config::{ScheduleConfig, TrainConfig};
+use stages::train::optimiser::OptimiserConfig;
+use toml::{Table, Value};
+
+/// What a run was trained on, as its dataset says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DataConfig {
+    /// Identity of the dataset: hash of its shards.
+    pub(crate) dataset: String,
+    /// Channels, rows, columns, classes.
+    pub(crate) latent: LatentShape,
+    /// Factor that was applied to the latents.
+    pub(crate) scaling_factor: f64,
+    /// Shift that was taken off before.
+    pub(crate) shift_factor: f64,
+    /// The autoencoder that made them.
+    pub(crate) vae: String,
+    /// Names of the classes, by index.
+    pub(crate) class_names: Vec<String>,
+}
+
+/// `config.toml` of a run directory.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RunConfig {
+    pub(crate) model: ModelConfig,
+    pub(crate) objective: ObjectiveConfig,
+    pub(crate) optimiser: OptimiserConfig,
+    pub(crate) ema: EmaConfig,
+    pub(crate) train: ScheduleConfig,
+    pub(crate) data: DataConfig,
+}
+
+impl RunConfig {
+    pub(crate) fn new(config: TrainConfig, data: DataConfig) -> Self {
+        let TrainConfig { model, objective, optimiser, ema, train } = config;
+        Self { model, objective, optimiser, ema, train, data }
+    }
+
+    pub(crate) fn train_config(&self) -> TrainConfig {
+        let Self { model, objective, optimiser, ema, train, data: _ } = self.clone();
+        TrainConfig { model, objective, optimiser, ema, train }
+    }
+
+    pub(crate) fn to_toml(&self) -> Result<String> {
+        Ok(toml::to_string(self)?)
+    }
+
+    /// Reads `config.toml` of a run directory.
+    pub(crate) fn parse(text: &str, place: &Path) -> Result<Self> {
+        toml::from_str(text).with_context(|| {
+            format!("{} is not the configuration of a run of this program", place.join("config.toml").display())
+        })
+    }
+
+    /// The first key whose value differs, as (key, ours, theirs).
+    pub(crate) fn first_difference(&self, other: &Self) -> Result<Option<(String, String, String)>> {
+        let (ours, theirs) = (flatten(&Table::try_from(self)?), flatten(&Table::try_from(other)?));
+        Ok(ours
+            .into_iter()
+            .zip(theirs)
+            .find(|(a, b)| a != b)
+            .map(|((key, ours), (_, theirs))| (key, ours.to_string(), theirs.to_string())))
+    }
+}
+
+/// Names that `--preset` takes.
+pub(crate) fn preset_names() -> Vec<String> {
+    let mut names = vec!["dupa-demo".to_owned()];
+    for method in ["dupa", "ddt", "sit"] {
+        for size in ["s", "b", "l", "xl"] {
+            for patch in [2, 4, 8] {
+                names.push(format!("{method}-{size}/{patch}"));
+            }
+        }
+    }
+    names
+}
+
+/// A preset by name. `dupa-*` are the paper's (Tables 5 and 7), `ddt-*` and `sit-*` its baselines.
+pub(crate) fn preset(name: &str) -> Result<TrainConfig> {
+    let unknown = || {
+        let names = preset_names();
+        anyhow!(
+            "there is no preset {name:?}; the nearest is {:?} (all: dupa-demo, and dupa-, ddt- or sit- with s, b, l \
+             or xl and /2, /4 or /8)",
+            nearest(name, names.iter().map(String::as_str))
+        )
+    };
+    if name == "dupa-demo" {
+        return Ok(demo());
+    }
+    let (method, size) = name.split_once('-').ok_or_else(unknown)?;
+    let one_view = ObjectiveConfig { views: 1, lambda: 0.0, ..Default::default() };
+    let (backbone, objective) = match method {
+        "dupa" => (Backbone::Ddt, ObjectiveConfig::default()),
+        "ddt" => (Backbone::Ddt, one_view),
+        "sit" => (Backbone::Sit, one_view),
+        _ => return Err(unknown()),
+    };
+    let mut model = ModelConfig::named(backbone, size).ok_or_else(unknown)?;
+    if !objective.aligns() {
+        (model.projector_hidden, model.projector_out) = (0, 0);
+    }
+    Ok(TrainConfig {
+        model,
+        objective,
+        optimiser: OptimiserConfig::default(),
+        ema: EmaConfig { decay: 0.9999, warmup: false },
+        train: ScheduleConfig {
+            steps: 400_000,
+            batch: 256,
+            micro_batches: 1,
+            seed: 0,
+            pool_blocks: 1024,
+            log_every: 100,
+            checkpoint_every: 50_000,
+            keep_checkpoints: 3,
+        },
+    })
+}
+
+/// What `pipeline demo` trains: minutes on two cores.
+fn demo() -> TrainConfig {
+    TrainConfig {
+        model: ModelConfig::demo(),
+        objective: ObjectiveConfig::default(),
+        optimiser: OptimiserConfig { lr: 2e-3, warmup_steps: 50, decay_fraction: 0.3, ..Default::default() },
+        ema: EmaConfig { decay: 0.995, warmup: true },
+        train: ScheduleConfig {
+            steps: 1200,
+            batch: 32,
+            micro_batches: 1,
+            seed: 0,
+            pool_blocks: 1024,
+            log_every: 20,
+            checkpoint_every: 400,
+            keep_checkpoints: 2,
+        },
+    }
+}
+
+/// Resolves a configuration: a preset, changed by a TOML file (which may name its preset in a key `preset`) and by
+/// `key=value` settings.
+pub(crate) fn resolve(preset_name: Option<&str>, file: Option<&Path>, settings: &[String]) -> Result<TrainConfig> {
+    let mut changes = match file {
+        Some(path) => {
+            let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+            text.parse::<Table>().with_context(|| format!("{} is not TOML", path.display()))?
+        }
+        None => Table::new(),
+    };
+    let in_file = match changes.remove("preset") {
+        Some(Value::String(name)) => Some(name),
+        Some(other) => bail!("preset = {other} must be a name in quotes"),
+        None => None,
+    };
+    let name = preset_name.or(in_file.as_deref()).unwrap_or("dupa-xl/2");
+    let mut resolved = Table::try_from(preset(name)?)?;
+
+    let place = file.map_or_else(String::new, |path| format!("{}: ", path.display()));
+    for (key, value) in flatten(&changes) {
+        set(&mut resolved, &key, value).with_context(|| format!("{place}{key}"))?;
+    }
+    for setting in settings {
+        let (key, text) =
+            setting.split_once('=').ok_or_else(|| anyhow!("--set {setting}: write it as key=value"))?;
+        let (key, text) = (key.trim(), text.trim());
+        // A bare word is a string: --set model.backbone=sit needs no quotes.
+        let value = format!("v = {text}").parse::<Table>().ok().and_then(|mut table| table.remove("v"));
+        let value = value.unwrap_or_else(|| Value::String(text.to_owned()));
+        set(&mut resolved, key, value).with_context(|| format!("--set {setting}"))?;
+    }
+    Ok(resolved.try_into()?)
+}
+
+fn set(table: &mut Table, key: &str, value: Value) -> Result<()> {
+    let known = flatten(table);
+    let Some((_, old)) = known.iter().find(|(name, _)| name == key) else {
+        let names = known.iter().map(|(name, _)| name.as_str());
+        bail!("there is no key {key:?}; the nearest is {:?}", nearest(key, names));
+    };
+    let value = match (old, value) {
+        (Value::Float(_), Value::Integer(whole)) => Value::Float(whole as f64),
+        (old, value) if old.same_type(&value) => value,
+        (old, value) => bail!("{key} = {value} must be of type {}, like {old}", old.type_str()),
+    };
+    let mut path: Vec<&str> = key.split('.').collect();
+    let Some(last) = path.pop() else { bail!("an empty key") };
+    let mut place = table;
+    for part in path {
+        place = place.get_mut(part).and_then(Value::as_table_mut).context("a key of the preset leads through tables")?;
+    }
+    place.insert(last.to_owned(), value);
+    Ok(())
+}
+
+/// All values with their dotted keys, in order.
+fn flatten(table: &Table) -> Vec<(String, Value)> {
+    let mut all = Vec::new();
+    for (key, value) in table {
+        match value {
+            Value::Table(inner) => {
+                all.extend(flatten(inner).into_iter().map(|(name, value)| (format!("{key}.{name}"), value)));
+            }
+            other => all.push((key.clone(), other.clone())),
+        }
+    }
+    all
+}
+
+fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> &'a str {
+    // The last part of a dotted key is what people remember.
+    let similarity = |candidate: &str| {
+        let tail = candidate.rsplit('.').next().unwrap_or(candidate);
+        strsim::jaro_winkler(word, candidate).max(strsim::jaro_winkler(word, tail))
+    };
+    candidates.max_by(|a, b| similarity(a).total_cmp(&similarity(b))).unwrap_or("")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_preset_resolves_and_fits_imagenet_latents() {
+        let data = LatentShape { channels: 4, height: 32, width: 32, classes: 1000 };
+        for name in preset_names() {
+            let config = resolve(Some(&name), None, &[]).unwrap();
+            assert_eq!(config.problem(&data), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn settings_change_values_and_keep_types() {
+        let settings = ["optimiser.lr=1", "model.backbone=sit", "train.batch = 64"].map(str::to_owned);
+        let config = resolve(Some("dupa-s/2"), None, &settings).unwrap();
+        assert_eq!((config.optimiser.lr, config.train.batch), (1.0, 64));
+        assert_eq!(config.model.backbone, Backbone::Sit);
+    }
+
+    #[test]
+    fn an_unknown_key_names_the_nearest() {
+        let message = |setting: &str| format!("{:#}", resolve(None, None, &[setting.to_owned()]).unwrap_err());
+        assert!(message("optimizer.lrr=1").contains("\"optimiser.lr\""), "{}", message("optimizer.lrr=1"));
+        assert!(message("batch=1").contains("\"train.batch\""), "{}", message("batch=1"));
+        assert!(message("train.batch=big").contains("must be of type integer"), "{}", message("train.batch=big"));
+    }
+
+    #[test]
+    fn an_unknown_preset_names_the_nearest() {
+        let message = preset("dupa-xl2").unwrap_err().to_string();
+        assert!(message.contains("\"dupa-xl/2\""), "{message}");
+    }
+
+    #[test]
+    fn a_file_names_its_preset_and_changes_some_keys() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.toml");
+        fs::write(&path, "preset = \"dupa-b/2\"\n[train]\nsteps = 7\n").unwrap();
+        let config = resolve(None, Some(&path), &[]).unwrap();
+        assert_eq!((config.model.hidden, config.train.steps), (768, 7));
+        fs::write(&path, "[trian]\nsteps = 7\n").unwrap();
+        let message = format!("{:#}", resolve(None, Some(&path), &[]).unwrap_err());
+        assert!(message.contains("run.toml") && message.contains("\"train.steps\""), "{message}");
+    }
+}

@@ -1,0 +1,118 @@
+//! Which devices a run uses, and in which precision.
+//!
+//! The program links the CPU side of libtorch only. When a run asks for CUDA, the CUDA side is loaded from a full
+//! torch of the same version: `DUALPATH_TORCH_LIB`, or the one that `python3` imports.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tch::{Cuda, Device, Kind};
+
+use crate::native::open_library;
+
+/// Why the devices of a run cannot be had.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum DeviceError {
+    /// Not of the form `auto`, `cpu`, `cpu:2` or `cuda:0,cuda:1`.
+    #[error("device {0:?} is not understood; write auto, cpu, cpu:2, cuda:0 or cuda:0,cuda:1")]
+    Unknown(String),
+    /// CUDA was asked for and the CUDA side of libtorch cannot be loaded.
+    #[error(
+        "CUDA needs a full torch 2.11.0: install it (pip install torch==2.11.0) and set DUALPATH_TORCH_LIB to its \
+         torch/lib folder ({0})"
+    )]
+    NoCudaLibrary(String),
+    /// A device number that the machine does not have.
+    #[error("cuda:{asked} was asked for, and {found} CUDA devices were found")]
+    NoSuchDevice {
+        /// Number asked for.
+        asked: usize,
+        /// Number of devices.
+        found: i64,
+    },
+    /// Not `auto`, `f32` or `bf16`.
+    #[error("precision {0:?} is not understood; write auto, f32 or bf16")]
+    UnknownPrecision(String),
+}
+
+/// The devices that `--devices` names: `cpu:2` is the CPU twice. `auto` is the first GPU if the CUDA side of
+/// libtorch can be loaded and finds one, else the CPU.
+pub fn parse_devices(text: &str) -> Result<Vec<Device>, DeviceError> {
+    let unknown = || DeviceError::Unknown(text.to_owned());
+    if text == "auto" {
+        let cuda = load_cuda().is_ok() && Cuda::device_count() > 0;
+        return Ok(vec![if cuda { Device::Cuda(0) } else { Device::Cpu }]);
+    }
+    let mut devices = Vec::new();
+    for part in text.split(',') {
+        match part.trim().split_once(':') {
+            None if part.trim() == "cpu" => devices.push(Device::Cpu),
+            None if part.trim() == "cuda" => devices.push(Device::Cuda(0)),
+            Some(("cpu", count)) => {
+                let count: usize = count.parse().ok().filter(|n| (1..=64).contains(n)).ok_or_else(unknown)?;
+                devices.extend(std::iter::repeat_n(Device::Cpu, count));
+            }
+            Some(("cuda", index)) => devices.push(Device::Cuda(index.parse().map_err(|_| unknown())?)),
+            _ => return Err(unknown()),
+        }
+    }
+    let highest = devices.iter().filter_map(|d| if let Device::Cuda(index) = d { Some(*index) } else { None }).max();
+    if let Some(asked) = highest {
+        load_cuda()?;
+        let found = Cuda::device_count();
+        if asked as i64 >= found {
+            return Err(DeviceError::NoSuchDevice { asked, found });
+        }
+    }
+    Ok(devices)
+}
+
+/// The dtype that `--precision` names on a device. `auto` is bf16 where the hardware multiplies it (every GPU that
+/// torch 2.11 supports well, CPUs with AVX512-BF16), else f32.
+pub fn parse_precision(text: &str, device: Device) -> Result<Kind, DeviceError> {
+    match text {
+        "f32" => Ok(Kind::Float),
+        "bf16" => Ok(Kind::BFloat16),
+        "auto" if device.is_cuda() || std::arch::is_x86_feature_detected!("avx512bf16") => Ok(Kind::BFloat16),
+        "auto" => Ok(Kind::Float),
+        other => Err(DeviceError::UnknownPrecision(other.to_owned())),
+    }
+}
+
+fn load_cuda() -> Result<(), DeviceError> {
+    let folder = torch_lib().ok_or_else(|| DeviceError::NoCudaLibrary("no torch was found".to_owned()))?;
+    open_library(&folder.join("libtorch_cuda.so")).map_err(|e| DeviceError::NoCudaLibrary(e.to_string()))
+}
+
+fn torch_lib() -> Option<PathBuf> {
+    if let Some(folder) = std::env::var_os("DUALPATH_TORCH_LIB") {
+        return Some(folder.into());
+    }
+    // Finds the package without importing it, which would take seconds.
+    let script = "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])";
+    let output = Command::new("python3").args(["-c", script]).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let folder = Path::new(text.trim()).join("lib");
+    (output.status.success() && folder.is_dir()).then_some(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_read_or_refused_with_the_forms_that_are_understood() {
+        assert_eq!(parse_devices("cpu"), Ok(vec![Device::Cpu]));
+        assert_eq!(parse_devices("cpu:2"), Ok(vec![Device::Cpu; 2]));
+        for wrong in ["gpu", "cpu:0", "cuda:x", ""] {
+            assert_eq!(parse_devices(wrong), Err(DeviceError::Unknown(wrong.to_owned())));
+        }
+    }
+
+    #[test]
+    fn precision_can_be_forced() {
+        assert_eq!(parse_precision("bf16", Device::Cpu), Ok(Kind::BFloat16));
+        assert_eq!(parse_precision("f32", Device::Cpu), Ok(Kind::Float));
+        assert!(parse_precision("fp16", Device::Cpu).is_err());
+    }
+}

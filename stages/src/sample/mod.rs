@@ -1,0 +1,13 @@
+//! From noise to pictures, as a list of stages.
+//!
+//! ```text
+//! Requests -> SampleRequest -> Generate -> SampleLatents -> DecodeLatents -> SamplePixels -> WriteSamples
+//! ```
+//!
+//! Image i is a function of (seed, i, its class) and the weights: the batch size, the number of images and the
+//! number of devices do not enter its noise. How to integrate is [`crate::method::sampler`].
+
+pub mod decode;
+pub mod generate;
+pub mod request;
+pub mod write;
