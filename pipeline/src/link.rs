@@ -1,0 +1,265 @@
+//! The one kind of link between two nodes, for any number of threads on either side.
+//!
+//! Items on a link are numbered from 0 without gaps: their *tickets*. A link has room for `P` items, and is `P` slots,
+//! each an array channel of capacity 1, plus a channel that holds one token for each free place:
+//!
+//! ```text
+//! producers          reserve: take a token        slot t % P        receive ticket t = 0, 1, 2, ..     consumer
+//! (any number)  ───────────────────────────►  [ ] [ ] [ ] [ ]  ─────────────────────────────────►  (one at a time)
+//!               ◄────────────────────────────── give the token back ──────────────────────────────
+//! ```
+//!
+//! **Order.** A producer first reserves room, then learns which ticket it works on, then fills slot `ticket % P`.
+//! The workers of a stage take their items with tickets from the link before, in order, and send each result under
+//! the same ticket. The receiving end has one owner at any time and receives ticket after ticket. So the tickets that
+//! were reserved but not received always lie in a window of `P` consecutive numbers, no two of them share a slot, and
+//! filling a slot never waits. However late a ticket is, the ones behind it wait in their own slots: order is restored
+//! with no reorder buffer, no thread that dispatches, and no comparison of tickets.
+//!
+//! The token must be taken *before* the item. With slots alone, a quick worker would put ticket `t + P` into the slot
+//! that is still empty because ticket `t` is late, and the consumer would take it for `t`.
+//!
+//! **No deadlock.** The oldest ticket that has not been received is in its slot, or held by a worker that can always
+//! fill its slot, or next to be taken by a worker that holds a token already.
+//!
+//! **Bound.** At most `P` items lie in a link or are being worked on by the stage that fills it. That is the
+//! back-pressure and the memory bound. The receiving end gives the token back on receipt, so the item a consumer works
+//! on counts for the consumer.
+//!
+//! **End.** Producers drop their ends; the slots of tickets that never come are then empty for good. A consumer that
+//! drops its end is *gone*: producers learn it when they reserve or fill.
+
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use crate::meter::{Gauge, Nanos};
+use crate::stop::{Stop, Stopped};
+
+/// Makes a link with room for `room` items, at least 1.
+pub(crate) fn link<T>(room: usize) -> (Outlet<T>, Inlet<T>) {
+    let room = room.max(1);
+    let (fill, take): (Vec<_>, Vec<_>) = (0..room).map(|_| bounded(1)).unzip();
+    let (free, places) = bounded(room);
+    for _ in 0..room {
+        free.send(()).expect("the channel has capacity for every token and its receiver is in scope");
+    }
+    let gauge = Arc::new(Gauge::default());
+    let outlet = Outlet { slots: fill.into(), places, gauge: Arc::clone(&gauge) };
+    (outlet, Inlet { slots: take.into(), free, next: 0, gauge })
+}
+
+/// A producer's end; cloned for every worker.
+#[derive(Debug)]
+pub(crate) struct Outlet<T> {
+    slots: Arc<[Sender<T>]>,
+    places: Receiver<()>,
+    gauge: Arc<Gauge>,
+}
+
+/// The consumer's end. It is not `Clone`: workers hand it around, so that one of them has it at any time.
+#[derive(Debug)]
+pub(crate) struct Inlet<T> {
+    slots: Box<[Receiver<T>]>,
+    free: Sender<()>,
+    next: u64,
+    gauge: Arc<Gauge>,
+}
+
+/// One place in a link, reserved.
+#[derive(Debug)]
+#[must_use = "a place that is not filled is lost to the link"]
+pub(crate) struct Place<'a, T>(&'a Outlet<T>);
+
+/// Why an item could not be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// The run is being taken down.
+    Stopped,
+    /// The consumer has dropped its end: nobody wants the item.
+    Gone,
+}
+
+impl<T> Clone for Outlet<T> {
+    fn clone(&self) -> Self {
+        Self { slots: Arc::clone(&self.slots), places: self.places.clone(), gauge: Arc::clone(&self.gauge) }
+    }
+}
+
+impl<T> Outlet<T> {
+    /// Waits for a free place. The caller must not take its item before it has one.
+    pub(crate) fn reserve(&self, stop: &Stop, blocked: &Nanos) -> Result<Place<'_, T>, Refused> {
+        match stop.recv(&self.places, blocked) {
+            Ok(Some(())) => Ok(Place(self)),
+            Ok(None) => Err(Refused::Gone),
+            Err(Stopped) => Err(Refused::Stopped),
+        }
+    }
+}
+
+impl<T> Place<'_, T> {
+    /// Sends `item` under `ticket`; never waits, since the slot of a ticket within the window is empty.
+    pub(crate) fn fill(self, ticket: u64, item: T) -> Result<(), Refused> {
+        let Outlet { slots, gauge, .. } = self.0;
+        slots[slot(ticket, slots.len())].send(item).map_err(|_| Refused::Gone)?;
+        gauge.sent();
+        Ok(())
+    }
+}
+
+impl<T> Inlet<T> {
+    /// The next item and its ticket, or `None` at the end of the stream.
+    pub(crate) fn recv(&mut self, stop: &Stop, starved: &Nanos) -> Result<Option<(u64, T)>, Stopped> {
+        let Some(item) = stop.recv(&self.slots[slot(self.next, self.slots.len())], starved)? else {
+            return Ok(None);
+        };
+        // There are as many tokens as places, so this is never full; it fails when the producers are done.
+        let _ = self.free.try_send(());
+        self.gauge.received();
+        let ticket = self.next;
+        self.next += 1;
+        Ok(Some((ticket, item)))
+    }
+
+    /// How many items lie in the link.
+    pub(crate) fn gauge(&self) -> Arc<Gauge> {
+        Arc::clone(&self.gauge)
+    }
+}
+
+fn slot(ticket: u64, slots: usize) -> usize {
+    (ticket % slots as u64) as usize
+}
+
+/// The end of the only producer of a link, which numbers its items itself.
+#[derive(Debug)]
+pub(crate) struct SerialOutlet<T> {
+    outlet: Outlet<T>,
+    next: u64,
+    gone: bool,
+}
+
+impl<T> SerialOutlet<T> {
+    pub(crate) fn new(outlet: Outlet<T>) -> Self {
+        Self { outlet, next: 0, gone: false }
+    }
+
+    /// Sends the next item, when there is room.
+    pub(crate) fn send(&mut self, item: T, stop: &Stop, blocked: &Nanos) -> Result<(), Refused> {
+        let sent = self.outlet.reserve(stop, blocked).and_then(|place| place.fill(self.next, item));
+        self.next += 1;
+        self.gone |= sent == Err(Refused::Gone);
+        sent
+    }
+
+    /// Whether an item was refused because the consumer is gone.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn reserve<T>(outlet: &Outlet<T>) -> Place<'_, T> {
+        outlet.reserve(&Stop::never(), &Nanos::default()).unwrap()
+    }
+
+    #[test]
+    fn a_link_has_exactly_the_room_it_was_made_with() {
+        for room in 1..6 {
+            let (outlet, mut inlet) = link(room);
+            for ticket in 0..room as u64 {
+                reserve(&outlet).fill(ticket, ticket).unwrap();
+            }
+            assert_eq!(outlet.places.len(), 0);
+            assert_eq!(inlet.recv(&Stop::never(), &Nanos::default()), Ok(Some((0, 0))));
+            assert_eq!(outlet.places.len(), 1);
+        }
+    }
+
+    #[test]
+    fn a_place_reserved_but_not_filled_counts_as_taken() {
+        let (outlet, _inlet) = link::<u8>(2);
+        let _first = reserve(&outlet);
+        let _second = reserve(&outlet);
+        assert_eq!(outlet.places.len(), 0);
+    }
+
+    #[test]
+    fn a_consumer_waits_for_the_late_ticket_though_all_others_are_there() {
+        let (outlet, mut inlet) = link(4);
+        let places: Vec<_> = (0..4).map(|_| reserve(&outlet)).collect();
+        for (ticket, place) in (1..4).chain([0]).zip(places) {
+            assert!(ticket == 0 || inlet.slots[0].is_empty());
+            place.fill(ticket, ticket * 10).unwrap();
+        }
+        let received: Vec<_> =
+            (0..4).map(|_| inlet.recv(&Stop::never(), &Nanos::default()).unwrap().unwrap().1).collect();
+        assert_eq!(received, [0, 10, 20, 30]);
+    }
+
+    #[test]
+    fn the_stream_ends_when_the_last_producer_is_dropped_and_the_slots_are_empty() {
+        let (outlet, mut inlet) = link(3);
+        let other = outlet.clone();
+        reserve(&outlet).fill(0, 'a').unwrap();
+        drop(outlet);
+        reserve(&other).fill(1, 'b').unwrap();
+        drop(other);
+        assert_eq!(inlet.recv(&Stop::never(), &Nanos::default()), Ok(Some((0, 'a'))));
+        assert_eq!(inlet.recv(&Stop::never(), &Nanos::default()), Ok(Some((1, 'b'))));
+        assert_eq!(inlet.recv(&Stop::never(), &Nanos::default()), Ok(None));
+        assert_eq!(inlet.recv(&Stop::never(), &Nanos::default()), Ok(None), "the end stays the end");
+    }
+
+    #[test]
+    fn a_producer_learns_that_its_consumer_is_gone() {
+        let (outlet, inlet) = link(1);
+        let mut outlet = SerialOutlet::new(outlet);
+        outlet.send(1, &Stop::never(), &Nanos::default()).unwrap();
+        drop(inlet);
+        assert!(!outlet.is_gone());
+        assert_eq!(outlet.send(2, &Stop::never(), &Nanos::default()), Err(Refused::Gone));
+        assert!(outlet.is_gone());
+    }
+
+    #[test]
+    fn a_producer_without_room_is_woken_by_the_stop() {
+        let (outlet, _inlet) = link(1);
+        let (stop, raise) = Stop::new();
+        reserve(&outlet).fill(0, ()).unwrap();
+        let waiting = std::thread::spawn(move || outlet.reserve(&stop, &Nanos::default()).err());
+        drop(raise);
+        assert_eq!(waiting.join().unwrap(), Some(Refused::Stopped));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Against the model of a window: any producer whose ticket was reserved may be the next to fill its slot.
+        #[test]
+        fn results_filled_in_any_order_are_received_in_order(room in 1_usize..7, picks in prop::collection::vec(any::<prop::sample::Index>(), 1..200)) {
+            let (outlet, mut inlet) = link(room);
+            let (mut held, mut claimed, mut received) = (Vec::new(), 0, 0);
+            let mut filled = std::collections::BTreeSet::new();
+            for pick in picks {
+                while claimed - received < room as u64 {
+                    held.push((claimed, reserve(&outlet)));
+                    claimed += 1;
+                }
+                prop_assert_eq!(outlet.places.len(), 0);
+                let (ticket, place) = held.swap_remove(pick.index(held.len()));
+                place.fill(ticket, ticket).unwrap();
+                filled.insert(ticket);
+                while filled.remove(&received) {
+                    prop_assert_eq!(inlet.recv(&Stop::never(), &Nanos::default()), Ok(Some((received, received))));
+                    received += 1;
+                }
+            }
+        }
+    }
+}
