@@ -1,1 +1,9 @@
-//! One end-to-end binary: linking libtorch once.
+//! One end-to-end binary: libtorch is linked once.
+//!
+//! What a stage computes is tested beside it; here is whether the commands are hooked up, what a person reads when
+//! something is wrong, and the rules of the repository's layout.
+
+mod errors;
+mod layering;
+mod line;
+mod program;

@@ -6,6 +6,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 use super::generate::SampleLatents;
 use super::write::SamplePixels;
+use crate::load::feed::Scaling;
 use crate::nets::autoencoder::{AutoencoderKl, VaeChoice};
 
 /// Undoes the latents' scale and shift, decodes, and rounds as REPA does.
@@ -13,8 +14,7 @@ use crate::nets::autoencoder::{AutoencoderKl, VaeChoice};
 pub struct DecodeLatents {
     vae: AutoencoderKl,
     device: Device,
-    scaling_factor: f64,
-    shift_factor: f64,
+    scaling: Scaling,
 }
 
 impl DecodeLatents {
@@ -23,12 +23,11 @@ impl DecodeLatents {
     pub fn on(
         choice: VaeChoice,
         devices: Vec<Device>,
-        scaling_factor: f64,
-        shift_factor: f64,
+        scaling: Scaling,
     ) -> impl Fn(Worker) -> Result<Self, BoxError> + Send + Sync + 'static {
         move |worker| {
             let device = devices[worker.index % devices.len()];
-            Ok(Self { vae: choice.load(device)?, device, scaling_factor, shift_factor })
+            Ok(Self { vae: choice.open(device)?, device, scaling })
         }
     }
 }
@@ -43,7 +42,7 @@ impl Stage for DecodeLatents {
         let values = samples.latents.as_standard_layout();
         let latents = Tensor::from_slice(values.as_slice().ok_or("latents are not contiguous")?).view(shape);
         let pixels = no_grad(|| -> Result<Tensor, BoxError> {
-            let unscaled = latents.to_device(self.device) / self.scaling_factor + self.shift_factor;
+            let unscaled = latents.to_device(self.device) / self.scaling.factor + self.scaling.shift;
             let decoded = self.vae.decode(&unscaled)?;
             // 255 clamp((x + 1) / 2), truncated: the rule of REPA.
             Ok((((decoded + 1.0) / 2.0).clamp(0.0, 1.0) * 255.0).to_kind(Kind::Uint8).to_device(Device::Cpu))

@@ -155,11 +155,11 @@ pub fn load(trainer: &mut Trainer, path: &Path, data: &str) -> Result<(), Checkp
     Ok(())
 }
 
-/// Reads the averaged weights of a checkpoint into a flat f32 buffer, for sampling.
-pub fn load_average(path: &Path, specs: &[ParameterSpec], device: Device) -> Result<Tensor, CheckpointError> {
+/// Reads the averaged weights of a checkpoint into a flat f32 buffer on the CPU, for sampling.
+pub fn load_average(path: &Path, specs: &[ParameterSpec]) -> Result<Tensor, CheckpointError> {
     let bytes = fs::read(path).map_err(io_error(path))?;
     let file = parse(path, &bytes)?;
-    let mut flat = Tensor::zeros([flat_len(specs)], (Kind::Float, device));
+    let mut flat = Tensor::zeros([flat_len(specs)], (Kind::Float, Device::Cpu));
     no_grad(|| fill(path, &file.tensors, "ema", specs, &mut flat))?;
     Ok(flat)
 }

@@ -1,0 +1,7 @@
+//! One file a subcommand: its arguments, and `run`, which reads as a list of stages.
+
+pub(crate) mod demo;
+pub(crate) mod encode;
+pub(crate) mod inspect;
+pub(crate) mod sample;
+pub(crate) mod train;

@@ -1,0 +1,187 @@
+//! `pipeline sample`: a trained run in, pictures out.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use pipeline::{Flow, Runtime};
+use serde::Serialize;
+use stages::load::feed::Scaling;
+use stages::device::{parse_devices, parse_precision};
+use stages::method::layout::layout;
+use stages::method::sampler::{Guidance, Method};
+use stages::nets::autoencoder::VaeChoice;
+use stages::sample::decode::DecodeLatents;
+use stages::sample::generate::{Generate, SampleSettings, Weights};
+use stages::sample::request::{Labels, Requests};
+use stages::sample::write::WriteSamples;
+use stages::train::checkpoint;
+use stages::train::run_dir::RunDir;
+
+use crate::config::RunConfig;
+use crate::exit::Outcome;
+use crate::show::Progress;
+
+/// Sample images from the averaged weights of a run, as PNG files and one grid.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct SampleArgs {
+    /// Run directory of `pipeline train`; its newest checkpoint is used
+    #[arg(long, value_name = "DIR")]
+    pub(crate) run: PathBuf,
+    /// Folder for the images
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// How many images
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(crate) count: u64,
+    /// Class indices to sample, separated by commas [default: all]
+    #[arg(long, value_name = "I,J", value_delimiter = ',')]
+    pub(crate) classes: Vec<i64>,
+    /// Random classes, or equally many of each in order
+    #[arg(long, value_enum, default_value_t = LabelsArg::Random)]
+    pub(crate) labels: LabelsArg,
+    /// Stochastic (Euler-Maruyama) or deterministic (Euler)
+    #[arg(long, value_enum, default_value_t = SamplerArg::Sde)]
+    pub(crate) sampler: SamplerArg,
+    /// Evaluations of the velocity
+    #[arg(long, value_name = "N", default_value_t = 250)]
+    pub(crate) steps: usize,
+    /// Scale of classifier-free guidance; 1 is none
+    #[arg(long, value_name = "W", default_value_t = 1.0)]
+    pub(crate) cfg: f64,
+    /// Times at which guidance applies (0 is data, 1 is noise)
+    #[arg(long, value_name = "LOW,HIGH", value_delimiter = ',', num_args = 1, default_value = "0,0.7")]
+    pub(crate) interval: Vec<f64>,
+    /// Autoencoder that decodes: tiny, or a diffusers directory [default: the one of the training data]
+    #[arg(long, value_name = "VAE")]
+    pub(crate) vae: Option<String>,
+    /// Seed of noise and random classes
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Images that are sampled together
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(crate) batch: u64,
+    /// auto, cpu, cpu:2 or cuda:0,cuda:1
+    #[arg(long, default_value = "auto")]
+    pub(crate) devices: String,
+    /// auto, f32 or bf16
+    #[arg(long, default_value = "auto")]
+    pub(crate) precision: String,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum LabelsArg {
+    Random,
+    Balanced,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum SamplerArg {
+    Sde,
+    Ode,
+}
+
+/// `samples.json`: everything that changes the images, beside them.
+#[derive(Debug, Serialize)]
+struct Record {
+    checkpoint: String,
+    step: u64,
+    count: u64,
+    settings: SampleSettings,
+    labels: Labels,
+    classes: Vec<i64>,
+    precision: String,
+    vae: String,
+    rounding: &'static str,
+}
+
+pub(crate) fn run(args: &SampleArgs, runtime: &Runtime) -> Result<Outcome> {
+    let run_dir = RunDir::at(&args.run);
+    let text = run_dir.config()?.with_context(|| {
+        format!("{} holds no run (it has no config.toml); `pipeline train --run` makes one", args.run.display())
+    })?;
+    let config = RunConfig::parse(&text, &args.run)?;
+    let Some((step, path)) = checkpoint::list(&run_dir.checkpoints())?.pop() else {
+        bail!("{} has no checkpoint yet; `pipeline train` writes one when it ends or is stopped", args.run.display());
+    };
+    let latent = config.data.latent;
+    let classes = classes(args, latent.classes)?;
+    let settings = settings(args)?;
+    let devices = parse_devices(&args.devices)?;
+    let kind = parse_precision(&args.precision, devices[0])?;
+    let vae_name = args.vae.clone().unwrap_or_else(|| config.data.vae.clone());
+    let vae = VaeChoice::parse(&vae_name)?;
+
+    let average = checkpoint::load_average(&path, &layout(&config.model, &latent))?;
+    let weights = Weights::new(config.model, latent, &average);
+    let labels = match args.labels {
+        LabelsArg::Random => Labels::Random,
+        LabelsArg::Balanced => Labels::Balanced,
+    };
+    // A row of the grid is a class where the images of a class stand together.
+    let columns = match args.labels {
+        LabelsArg::Balanced => args.count.div_ceil(classes.len() as u64),
+        LabelsArg::Random => (args.count as f64).sqrt().ceil() as u64,
+    };
+    let write = WriteSamples::create(&args.out, args.count, columns as usize)
+        .with_context(|| format!("cannot make {}", args.out.display()))?;
+    let record = Record {
+        checkpoint: path.display().to_string(),
+        step,
+        count: args.count,
+        settings,
+        labels,
+        classes: classes.clone(),
+        precision: format!("{kind:?}"),
+        vae: vae_name,
+        rounding: "255 clamp((x + 1) / 2), truncated",
+    };
+    let (count, n, mut progress) = (args.count, devices.len(), Progress::new());
+    let batches = count.div_ceil(args.batch.max(1));
+    let scaling = Scaling { factor: config.data.scaling_factor, shift: config.data.shift_factor };
+
+    let finished = Flow::from(Requests::new(classes, labels, count, args.batch, args.seed)) // -> SampleRequest
+        .then(Generate::on(weights, settings, devices.clone(), kind)).workers(n) //            -> SampleLatents f32 [B, C, h, w]
+        .then(DecodeLatents::on(vae, devices, scaling)).workers(n) //                          -> SamplePixels  u8 [B, 3, H, W]
+        .into(write)
+        .observe(progress.interval(), move |report| {
+            let done = report.stages.last().map_or(0, |stage| stage.items);
+            progress.line(&format!("sampled {done} of {batches} batches"));
+        })
+        .run(runtime)?;
+
+    let record_path = args.out.join("samples.json");
+    std::fs::write(&record_path, serde_json::to_string_pretty(&record)?)
+        .with_context(|| format!("cannot write {}", record_path.display()))?;
+    if finished.interrupted {
+        return Ok(Outcome::Interrupted(format!("stopped after {} of {count} images", finished.output)));
+    }
+    println!("wrote {} images to {}", finished.output, args.out.display());
+    Ok(Outcome::Done)
+}
+
+fn classes(args: &SampleArgs, known: i64) -> Result<Vec<i64>> {
+    if args.count == 0 {
+        bail!("--count 0 asks for no images");
+    }
+    if let Some(wrong) = args.classes.iter().find(|class| !(0..known).contains(*class)) {
+        bail!("--classes {wrong}: the run has classes 0 to {}", known - 1);
+    }
+    Ok(if args.classes.is_empty() { (0..known).collect() } else { args.classes.clone() })
+}
+
+fn settings(args: &SampleArgs) -> Result<SampleSettings> {
+    if args.steps == 0 {
+        bail!("--steps 0 integrates nothing");
+    }
+    let [low, high] = args.interval[..] else { bail!("--interval takes two times, for example 0,0.7") };
+    if !(low <= high && args.cfg.is_finite()) {
+        bail!("--interval {low},{high} with --cfg {}: the first time must not exceed the second", args.cfg);
+    }
+    let sampler = match args.sampler {
+        SamplerArg::Sde => Method::Sde,
+        SamplerArg::Ode => Method::Ode,
+    };
+    let guidance = Guidance { scale: args.cfg, low, high };
+    Ok(SampleSettings { sampler, steps: args.steps, guidance, seed: args.seed })
+}

@@ -1,0 +1,110 @@
+//! How the program ends: exit codes, signals, and what a person reads when something went wrong.
+//!
+//! | code | meaning |
+//! |---|---|
+//! | 0 | the work asked for is done |
+//! | 2 | the user can mend it; the message says how |
+//! | 3 | data on disk are corrupt |
+//! | 101 | a bug |
+//! | 130 | stopped by a signal, everything saved; the same command continues |
+
+use std::any::Any;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use pipeline::{Interrupt, Runtime};
+
+/// How a command ended that did not fail.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// The work is done.
+    Done,
+    /// A signal stopped it; the sentence says what is saved and how to continue.
+    Interrupted(String),
+}
+
+/// Out-of-memory texts of libtorch on the CPU and on CUDA.
+const OUT_OF_MEMORY: [&str; 3] = ["out of memory", "can't allocate memory", "not enough memory"];
+
+/// A runtime whose interrupt is requested by Ctrl-C or SIGTERM; a second signal quits at once.
+pub(crate) fn runtime_with_signals() -> Runtime {
+    let interrupt = Interrupt::default();
+    let on_signal = interrupt.clone();
+    let handler = move || {
+        if on_signal.requested() {
+            std::process::exit(130);
+        }
+        on_signal.request();
+        eprintln!("\nstopping: what is under way is finished and saved; a second signal quits at once");
+    };
+    if let Err(e) = ctrlc::set_handler(handler) {
+        eprintln!("warning: Ctrl-C will not save anything: {e}");
+    }
+    Runtime::new(interrupt)
+}
+
+/// Panics are reported by [`code_of`] or, on a flow's threads, by its error; the default hook would print them as well.
+pub(crate) fn silence_panics() {
+    if std::env::var_os("RUST_BACKTRACE").is_none() {
+        std::panic::set_hook(Box::new(|_| {}));
+    }
+}
+
+/// Prints how a command ended and gives its exit code.
+pub(crate) fn code_of(ended: std::thread::Result<Result<Outcome>>) -> ExitCode {
+    match ended {
+        Ok(Ok(Outcome::Done)) => ExitCode::SUCCESS,
+        Ok(Ok(Outcome::Interrupted(message))) => {
+            eprintln!("{message}");
+            ExitCode::from(130)
+        }
+        Ok(Err(error)) => fail(&describe(&error), code_of_error(&error)),
+        Err(payload) => fail(&panic_text(&*payload), 101),
+    }
+}
+
+fn fail(text: &str, code: u8) -> ExitCode {
+    if OUT_OF_MEMORY.iter().any(|sign| text.contains(sign)) {
+        eprintln!(
+            "error: out of memory; use a smaller batch, or more train.micro_batches ({})",
+            text.lines().next().unwrap_or_default()
+        );
+        return ExitCode::from(2);
+    }
+    match code {
+        101 => eprintln!("error: this is a bug, please report it: {text} (RUST_BACKTRACE=1 shows where)"),
+        _ => eprintln!("error: {text}"),
+    }
+    ExitCode::from(code)
+}
+
+/// The chain of causes in one line, without causes that the sentence before already holds.
+fn describe(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+fn code_of_error(error: &anyhow::Error) -> u8 {
+    let panicked = error.chain().any(|cause| cause.downcast_ref::<pipeline::Panicked>().is_some());
+    let corrupt = error
+        .chain()
+        .any(|cause| cause.downcast_ref::<shards::ShardError>().is_some_and(shards::ShardError::is_corruption));
+    match (panicked, corrupt) {
+        (true, _) => 101,
+        (_, true) => 3,
+        _ => 2,
+    }
+}
+
+fn panic_text(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a message".to_owned())
+}

@@ -1,0 +1,44 @@
+//! Wrong input gets one clear sentence and exit code 2.
+
+use std::fs;
+
+use crate::program::{images, refuse, succeed};
+
+#[test]
+fn a_folder_that_is_missing_or_empty_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let (missing, empty, out) = (folder.path().join("missing"), folder.path().join("empty"), folder.path().join("out"));
+    fs::create_dir(&empty).unwrap();
+    refuse("encode --images {} --out {}", &[&missing, &out], "missing");
+    refuse("encode --images {} --out {}", &[&empty, &out], "empty");
+    refuse("train --data {} --run {}", &[&missing, &out], "missing");
+    refuse("sample --run {} --out {}", &[&missing, &out], "holds no run");
+    refuse("inspect {}", &[&empty], "pipeline encode");
+}
+
+#[test]
+fn a_text_file_named_jpg_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = images(folder.path(), 1, 1);
+    fs::write(images.join("class-0/text.jpg"), "not an image").unwrap();
+    let out = folder.path().join("out");
+    refuse("encode --images {} --out {} --size 64", &[&images, &out], "text.jpg");
+}
+
+#[test]
+fn unknown_presets_and_keys_name_the_nearest_and_a_run_of_another_configuration_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = images(folder.path(), 2, 4);
+    let (data, run) = (folder.path().join("data"), folder.path().join("run"));
+    succeed("encode --images {} --out {} --size 64", &[&images, &data]);
+    refuse("train --data {} --run {} --preset dupa-xl2", &[&data, &run], "dupa-xl/2");
+    refuse("train --data {} --run {} --set optimiser.lrr=1", &[&data, &run], "optimiser.lr");
+    refuse("train --data {} --run {} --set train.batch=many", &[&data, &run], "integer");
+    refuse("train --data {} --run {} --preset dupa-demo --set train.batch=64", &[&data, &run], "8");
+    refuse("train --data {} --run {} --preset dupa-demo --set model.heads=3", &[&data, &run], "model.heads");
+    assert!(!run.exists(), "a refused command begins no run");
+
+    let small = "--preset dupa-demo --set train.batch=4 --set model.hidden=32";
+    succeed(&format!("train --data {{}} --run {{}} --steps 1 {small}"), &[&data, &run]);
+    refuse(&format!("train --data {{}} --run {{}} --steps 1 {small} --set ema.decay=0.5"), &[&data, &run], "ema.decay");
+}

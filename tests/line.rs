@@ -1,0 +1,111 @@
+//! The whole line: images, shards, training, samples; stopped and continued.
+
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+use std::process::Stdio;
+
+use crate::program::{images, pipeline, succeed};
+
+const SMALL: &str = "--preset dupa-demo --set train.batch=8 --set model.hidden=64 --set model.depth=3 --set train.log_every=1";
+
+fn encode(folder: &Path, name: &str, images: &Path) -> std::path::PathBuf {
+    let data = folder.join(name);
+    succeed("encode --images {} --out {} --size 64", &[images, &data]);
+    data
+}
+
+/// Every tensor of the newest checkpoint, as bytes.
+fn newest_checkpoint(run: &Path) -> Vec<u8> {
+    let mut all: Vec<_> = fs::read_dir(run.join("checkpoints")).unwrap().map(|e| e.unwrap().path()).collect();
+    all.sort();
+    fs::read(all.last().expect("a run that ended has a checkpoint")).unwrap()
+}
+
+fn tensors(checkpoint: &[u8]) -> Vec<(String, Vec<u8>)> {
+    let file = safetensors::SafeTensors::deserialize(checkpoint).unwrap();
+    let mut all: Vec<_> = file.iter().map(|(name, view)| (name.to_owned(), view.data().to_vec())).collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn images_become_shards_a_run_and_samples() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = images(folder.path(), 3, 8);
+    let data = encode(folder.path(), "data", &images);
+    let described: serde_json::Value = serde_json::from_str(&succeed("inspect {} --all --json", &[&data])).unwrap();
+    assert_eq!(described["samples"], 24);
+    assert_eq!(described["samples_per_class"], serde_json::json!([8, 8, 8]));
+
+    let run = folder.path().join("run");
+    let shown = succeed(&format!("train --data {{}} --run {{}} --steps 3 --dry-run {SMALL}"), &[&data, &run]);
+    assert!(shown.contains("[objective]") && shown.contains("views = 2"), "{shown}");
+    succeed(&format!("train --data {{}} --run {{}} --steps 3 {SMALL}"), &[&data, &run]);
+    assert_eq!(fs::read_to_string(run.join("metrics.jsonl")).unwrap().lines().count(), 3);
+
+    let out = folder.path().join("samples");
+    for sampler in ["sde", "ode"] {
+        let line = format!("sample --run {{}} --out {{}} --count 5 --steps 4 --cfg 1.5 --sampler {sampler}");
+        succeed(&line, &[&run, &out]);
+        let picture = image::open(out.join("000004.png")).unwrap();
+        assert_eq!((picture.width(), picture.height()), (64, 64));
+        assert!(out.join("grid.png").exists() && out.join("samples.json").exists());
+    }
+}
+
+#[test]
+fn shards_do_not_depend_on_the_number_of_workers() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = images(folder.path(), 2, 10);
+    let bytes = |workers: usize| {
+        let data = folder.path().join(format!("data-{workers}"));
+        succeed(&format!("encode --images {{}} --out {{}} --size 64 --workers {workers}"), &[&images, &data]);
+        (fs::read(data.join("shard-00000.lat")).unwrap(), fs::read(data.join("dataset.json")).unwrap())
+    };
+    assert_eq!(bytes(1), bytes(3));
+}
+
+/// Ctrl-C in the middle of training: a checkpoint is saved, the message says how to continue, the exit code is 130,
+/// and the same command ends with the very bits of a run that was never stopped, with another number of workers too.
+#[test]
+fn a_run_stopped_by_ctrl_c_continues_to_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = images(folder.path(), 2, 12);
+    let data = encode(folder.path(), "data", &images);
+    let (whole, stopped) = (folder.path().join("whole"), folder.path().join("stopped"));
+    let steps = 30;
+    succeed(&format!("train --data {{}} --run {{}} --steps {steps} --workers 1 {SMALL}"), &[&data, &whole]);
+
+    let mut child = pipeline()
+        .args(["train", "--data"])
+        .arg(&data)
+        .arg("--run")
+        .arg(&stopped)
+        .args(format!("--steps {steps} --workers 3 {SMALL}").split_whitespace())
+        .stderr(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    // The first line of progress says that the run is under way.
+    let mut stderr = child.stderr.take().unwrap();
+    let mut byte = [0];
+    let mut text = Vec::new();
+    while !text.ends_with(b"step 2/") {
+        assert_eq!(stderr.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&text));
+        text.push(byte[0]);
+    }
+    let killed = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    let mut rest = String::new();
+    stderr.read_to_string(&mut rest).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{rest}");
+    assert!(rest.contains("run the same command to continue"), "{rest}");
+
+    let state = |run: &Path| tensors(&newest_checkpoint(run));
+    assert_ne!(state(&whole), state(&stopped));
+    succeed(&format!("train --data {{}} --run {{}} --steps {steps} --workers 2 {SMALL}"), &[&data, &stopped]);
+    assert_eq!(state(&whole), state(&stopped));
+    let lines = |run: &Path| fs::read_to_string(run.join("metrics.jsonl")).unwrap().lines().count();
+    assert_eq!(lines(&stopped), lines(&whole));
+}

@@ -1,0 +1,57 @@
+//! Running the program under test.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// The program as a command.
+pub fn pipeline() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_pipeline"))
+}
+
+/// Runs it with arguments, separated by spaces; words in braces are replaced by the paths given, in order.
+pub fn run(line: &str, paths: &[&Path]) -> Output {
+    let mut paths = paths.iter();
+    let words = line.split_whitespace().map(|word| match word {
+        "{}" => paths.next().expect("one path for each {}").as_os_str().to_owned(),
+        word => word.into(),
+    });
+    pipeline().args(words).output().expect("the program was built for this test")
+}
+
+/// Runs it and asserts success; the text of stdout.
+#[track_caller]
+pub fn succeed(line: &str, paths: &[&Path]) -> String {
+    let output = run(line, paths);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "pipeline {line}\n{stderr}");
+    String::from_utf8(output.stdout).expect("output is text")
+}
+
+/// Runs it and asserts exit code 2 with one line of error that holds `part`.
+#[track_caller]
+pub fn refuse(line: &str, paths: &[&Path], part: &str) {
+    let output = run(line, paths);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "pipeline {line}\n{stderr}");
+    let errors: Vec<_> = stderr.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert!(errors.len() == 1 && errors[0].contains(part), "pipeline {line}: expected {part:?} in\n{stderr}");
+    assert!(!stderr.contains("panicked"), "{stderr}");
+}
+
+/// A small labelled set: `classes` folders of `each` JPEGs of mixed sizes, drawn by a formula.
+pub fn images(root: &Path, classes: usize, each: usize) -> PathBuf {
+    let folder = root.join("images");
+    for class in 0..classes {
+        let class_folder = folder.join(format!("class-{class}"));
+        std::fs::create_dir_all(&class_folder).expect("a temporary folder can be written");
+        for i in 0..each {
+            let (width, height) = (70 + 13 * i as u32, 90 - 5 * (i as u32 % 8));
+            let picture = image::RgbImage::from_fn(width, height, |x, y| {
+                let stripe = if (x / (4 + class as u32) + y / 9) % 2 == 0 { 200 } else { 40 };
+                image::Rgb([stripe, (x * 255 / width) as u8, (y * 2 + 30 * class as u32) as u8])
+            });
+            picture.save(class_folder.join(format!("{i:03}.jpg"))).expect("a temporary folder can be written");
+        }
+    }
+    folder
+}
