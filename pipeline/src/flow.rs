@@ -5,14 +5,15 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::bounded;
 
 use crate::error::{BoxError, FlowError, PlanError};
 use crate::link::{Inlet, Outlet, link};
-use crate::meter::Report;
-use crate::node::{self, Node};
+use crate::meter::{Gauge, Report};
+use crate::node::{self, Body, Node};
 use crate::run::{self, Finished, Observer, Runtime};
 use crate::stage::{Regroup, Sink, Source, Stage, Worker};
 
@@ -41,8 +42,16 @@ struct Open<T> {
     /// `None` if the node is serial.
     workers: Option<usize>,
     depth: Option<usize>,
-    /// Given name, workers and the outgoing end. No node comes from the start of a branch: the split is its node.
-    close: Box<dyn FnOnce(String, usize, Outlet<T>) -> Option<Node>>,
+    /// No node comes from the start of a branch: the split is its node.
+    close: Box<dyn FnOnce(Sealed<T>) -> Option<Node>>,
+}
+
+/// What is settled about a node once the next one is added.
+struct Sealed<T> {
+    name: String,
+    workers: usize,
+    fault: Option<PlanError>,
+    outlet: Outlet<T>,
 }
 
 /// A flow that ends in sinks, and can be run. `O` is what the sinks leave behind.
@@ -54,11 +63,17 @@ pub struct Line<O> {
     observers: Vec<Observer>,
 }
 
+impl<T> Sealed<T> {
+    fn node(self, input: Option<Arc<Gauge>>, threads: impl FnOnce(Outlet<T>, usize) -> Vec<Body>) -> Node {
+        Node { fault: self.fault, ..Node::new(self.name, threads(self.outlet, self.workers), input) }
+    }
+}
+
 impl<T: Send + 'static> Flow<T> {
     /// Starts with what `source` makes.
     pub fn from<S: Source<Item = T>>(source: S) -> Self {
         let name = source.name();
-        let close = |name, _, outlet| Some(Node::new(name, vec![node::source(source, outlet)], None));
+        let close = |end: Sealed<T>| Some(end.node(None, |outlet, _| vec![node::source(source, outlet)]));
         Self::open(Vec::new(), Open { name, workers: None, depth: None, close: Box::new(close) })
     }
 }
@@ -76,9 +91,8 @@ impl<T: Send + 'static, M> Flow<T, M> {
         F: Fn(Worker) -> Result<S, BoxError> + Send + Sync + 'static,
     {
         let (nodes, inlet) = self.seal();
-        let close = move |name, workers, outlet: Outlet<S::Out>| {
-            let gauge = inlet.gauge();
-            Some(Node::new(name, node::stage(factory, workers, inlet, &outlet), Some(gauge)))
+        let close = |end: Sealed<S::Out>| {
+            Some(end.node(Some(inlet.gauge()), |outlet, workers| node::stage(factory, workers, inlet, &outlet)))
         };
         Flow::open(nodes, Open { name: S::name(), workers: Some(1), depth: None, close: Box::new(close) })
     }
@@ -87,9 +101,8 @@ impl<T: Send + 'static, M> Flow<T, M> {
     pub fn regroup<R: Regroup<In = T>>(self, regroup: R) -> Flow<R::Out> {
         let (nodes, inlet) = self.seal();
         let name = regroup.name();
-        let close = |name, _, outlet| {
-            let gauge = inlet.gauge();
-            Some(Node::new(name, vec![node::regroup(regroup, inlet, outlet)], Some(gauge)))
+        let close = |end: Sealed<R::Out>| {
+            Some(end.node(Some(inlet.gauge()), |outlet, _| vec![node::regroup(regroup, inlet, outlet)]))
         };
         Flow::open(nodes, Open { name, workers: None, depth: None, close: Box::new(close) })
     }
@@ -121,16 +134,17 @@ impl<T: Send + 'static, M> Flow<T, M> {
         let (mut outlets, mut collects, mut observers) = (Vec::new(), Vec::new(), Vec::new());
         for index in 0..n {
             let (give, take) = bounded(1);
-            let close = move |label: String, _, outlet| {
-                let _ = give.try_send((label, outlet));
+            let close = move |end| {
+                let _ = give.try_send(end);
                 None
             };
             let start = Open { name: index.to_string(), workers: None, depth: None, close: Box::new(close) };
             let mut line = branch(index, Flow::open(Vec::new(), start));
             match take.try_recv() {
-                Ok((label, outlet)) => {
+                Ok(Sealed { name, fault: bad, outlet, .. }) => {
+                    fault = fault.or(bad);
                     outlets.push(outlet);
-                    line.nodes.iter_mut().for_each(|node| node.branch.insert(0, label.clone()));
+                    line.nodes.iter_mut().for_each(|node| node.branch.insert(0, name.clone()));
                 }
                 Err(_) => fault = fault.or(Some(PlanError::UnusedBranch { branch: index })),
             }
@@ -170,10 +184,7 @@ impl<T: Send + 'static, M> Flow<T, M> {
         };
         let (room, threads) = if fault.is_some() { (1, 1) } else { (room, threads) };
         let (outlet, inlet) = link(room);
-        if let Some(mut node) = close(name, threads, outlet) {
-            node.fault = fault;
-            self.nodes.push(node);
-        }
+        self.nodes.extend(close(Sealed { name, workers: threads, fault, outlet }));
         (self.nodes, inlet)
     }
 }

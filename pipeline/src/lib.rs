@@ -98,15 +98,21 @@
 //! No general graph: flows are trees from one source, without joins. No stealing, no timers, no async. No signal
 //! handler: who sets the [`Interrupt`] is up to the program. Devices, tensors and files are the stages' business.
 
+#[cfg(test)]
+mod closures;
 mod error;
 mod flow;
 mod link;
 mod meter;
 mod node;
+#[cfg(test)]
+mod properties;
 mod run;
 mod slab;
 mod stage;
 mod stop;
+#[cfg(test)]
+mod supervision;
 
 pub use error::{BoxError, FlowError, Panicked, PlanError};
 pub use flow::{Flow, Line, Parallel, Serial};
