@@ -1,0 +1,365 @@
+//! Reading one shard: everything but the frames is validated when it is opened, a frame when it is read.
+//!
+//! A reader has no interior mutability and can be shared by any number of threads; what a thread needs for itself is in its
+//! [`Scratch`]. Nothing here decides the order of samples.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+use crate::codec::{Inflater, Scratch};
+use crate::error::{Place, ShardError};
+use crate::footer::{COUNTS_LEN, Footer, Frame};
+use crate::layout::{PREFIX_LEN, Prefix, TAIL_LEN, Tail};
+use crate::schema::{Column, Header};
+use crate::source::{Io, Source};
+
+/// An open, validated shard.
+#[derive(Debug)]
+pub struct ShardReader {
+    path: PathBuf,
+    source: Source,
+    len: u64,
+    header: Header,
+    footer: Footer,
+    tail: Tail,
+}
+
+impl ShardReader {
+    /// Opens a shard and checks everything but the frames and the checksum of the body; no frame is read.
+    ///
+    /// # Errors
+    /// Any of [`ShardError`] that speaks of a file; which check gives which is in the crate's documentation.
+    pub fn open(path: impl AsRef<Path>, io: Io) -> Result<Self, ShardError> {
+        let path = path.as_ref();
+        let wrong = |action| move |source| ShardError::Io { path: path.to_owned(), action, source };
+        // Before opening: opening a pipe would wait for its other end.
+        if !fs::metadata(path).map_err(wrong("open it"))?.is_file() {
+            return Err(ShardError::NotAFile { path: path.to_owned() });
+        }
+        let file = File::open(path).map_err(wrong("open it"))?;
+        let len = file.metadata().map_err(wrong("inspect it"))?.len();
+        let least = (PREFIX_LEN + COUNTS_LEN + TAIL_LEN) as u64;
+        if len < least {
+            return Err(ShardError::TooShort { path: path.to_owned(), expected: least, got: len });
+        }
+        let source = Source::open(path, file, len, io)?;
+        let mut scratch = Scratch::new();
+        let mut bytes = |off, len, place| source.bytes(path, off, len, &mut scratch.frame, place).map(<[u8]>::to_vec);
+
+        let prefix = Prefix::from_bytes(path, &fixed(path, &bytes(0, PREFIX_LEN, Place::Prefix)?, Place::Prefix)?)?;
+        let payload = PREFIX_LEN as u64 + u64::from(prefix.header_len);
+        if len < payload + (COUNTS_LEN + TAIL_LEN) as u64 {
+            let expected = payload + (COUNTS_LEN + TAIL_LEN) as u64;
+            return Err(ShardError::TooShort { path: path.to_owned(), expected, got: len });
+        }
+        let json = bytes(PREFIX_LEN as u64, prefix.header_len as usize, Place::Header)?;
+        check_hash(path, Place::Header, prefix.header_xxh3, xxh3_64(&json))?;
+        let header = Header::from_bytes(path, &json)?;
+
+        let tail_off = len - TAIL_LEN as u64;
+        let tail = Tail::from_bytes(path, &fixed(path, &bytes(tail_off, TAIL_LEN, Place::Tail)?, Place::Tail)?)?;
+        let position = |expected: String, got: u64| ShardError::FooterPosition { path: path.to_owned(), expected, got };
+        if prefix.footer_off != tail.footer_off {
+            return Err(position(format!("{}, as the tail says,", tail.footer_off), prefix.footer_off));
+        }
+        if tail.footer_off < payload || tail.footer_off.checked_add(tail.footer_len) != Some(tail_off) {
+            let last = tail_off.saturating_sub(tail.footer_len);
+            return Err(position(format!("{last}, not below {payload},"), tail.footer_off));
+        }
+        let footer_len = usize::try_from(tail.footer_len)
+            .map_err(|_| position("an offset with a footer that fits in memory".into(), tail.footer_off))?;
+        let bytes = bytes(tail.footer_off, footer_len, Place::Footer)?;
+        check_hash(path, Place::Footer, tail.footer_xxh3, xxh3_64(&bytes))?;
+        // The tail has been checked to hold at most 2^20 samples.
+        let samples = tail.samples as u32;
+        let payload = payload..tail.footer_off;
+        let footer = Footer::from_bytes(path, &bytes, &header.schema, samples, payload, &mut scratch.inflater)?;
+        Ok(Self { path: path.to_owned(), source, len, header, footer, tail })
+    }
+
+    /// The path it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Schema, number and provenance.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Columns of the schema.
+    pub fn columns(&self) -> &[Column] {
+        &self.header.schema.columns
+    }
+
+    /// Samples in the shard.
+    pub fn len(&self) -> usize {
+        self.footer.labels.len()
+    }
+
+    /// True for a shard without samples.
+    pub fn is_empty(&self) -> bool {
+        self.footer.labels.is_empty()
+    }
+
+    /// Length of the file in bytes.
+    pub fn file_len(&self) -> u64 {
+        self.len
+    }
+
+    /// Checksum of the file's body as the tail states it; [`ShardReader::verify`] checks it.
+    pub fn xxh3(&self) -> u64 {
+        self.tail.body_xxh3
+    }
+
+    /// Number of blocks.
+    pub fn blocks(&self) -> usize {
+        self.footer.block_samples.len()
+    }
+
+    /// Samples in block `block`; 0 where there is no such block.
+    pub fn block_len(&self, block: usize) -> usize {
+        self.footer.block_samples.get(block).map_or(0, |&samples| samples as usize)
+    }
+
+    /// Labels of all samples.
+    pub fn labels(&self) -> &[i32] {
+        &self.footer.labels
+    }
+
+    /// Numbers of all samples in the source list.
+    pub fn source_indices(&self) -> &[u32] {
+        &self.footer.source_indices
+    }
+
+    /// Flags of all samples; the bits are [`crate::flags`].
+    pub fn flags(&self) -> &[u8] {
+        &self.footer.flags
+    }
+
+    /// Name of a sample in its source; `None` where there is no such sample.
+    pub fn key(&self, sample: usize) -> Option<&str> {
+        let end = *self.footer.key_ends.get(sample)?;
+        let start = match sample.checked_sub(1) {
+            Some(before) => *self.footer.key_ends.get(before)?,
+            None => 0,
+        };
+        self.footer.keys.get(start as usize..end as usize)
+    }
+
+    /// Reads one column of one block into `out`: `block_len * sample_bytes` raw little-endian bytes, one sample after the other.
+    /// The stored bytes are verified before they are inflated. On an error the contents of `out` are unspecified.
+    ///
+    /// # Errors
+    /// [`ShardError::NoSuchBlock`], [`ShardError::NoSuchColumn`], [`ShardError::BufferLength`]; [`ShardError::Checksum`],
+    /// [`ShardError::Inflate`], [`ShardError::Shrank`], [`ShardError::Io`].
+    pub fn read_block(
+        &self,
+        block: usize,
+        column: usize,
+        out: &mut [u8],
+        scratch: &mut Scratch,
+    ) -> Result<(), ShardError> {
+        let path = || self.path.clone();
+        let columns = self.columns().len();
+        let declared = self.columns().get(column);
+        let declared = declared.ok_or_else(|| ShardError::NoSuchColumn { path: path(), column, columns })?;
+        let frame = block.checked_mul(columns).and_then(|row| self.footer.frames.get(row + column));
+        let frame = *frame.ok_or_else(|| ShardError::NoSuchBlock { path: path(), block, blocks: self.blocks() })?;
+        let (expected, got) = (self.block_len(block) * declared.sample_bytes(), out.len());
+        if expected != got {
+            return Err(ShardError::BufferLength { path: path(), block, column, expected, got });
+        }
+        let Scratch { frame: buffer, inflater } = scratch;
+        self.decode(frame, Place::Frame { block, column }, declared, out, buffer, inflater)
+    }
+
+    /// Reads every byte of the file: every frame is verified and inflated, then the checksum of the body is compared.
+    ///
+    /// # Errors
+    /// The first damage found, as [`ShardReader::read_block`] reports it, or [`ShardError::Checksum`] of the body.
+    pub fn verify(&self) -> Result<(), ShardError> {
+        let mut scratch = Scratch::new();
+        let mut out = Vec::new();
+        for block in 0..self.blocks() {
+            for (column, declared) in self.columns().iter().enumerate() {
+                out.resize(self.block_len(block) * declared.sample_bytes(), 0);
+                self.read_block(block, column, &mut out, &mut scratch)?;
+            }
+        }
+        let (mut hasher, mut at) = (Xxh3::new(), PREFIX_LEN as u64);
+        let end = self.len - TAIL_LEN as u64;
+        while at < end {
+            let len = (end - at).min(1 << 20);
+            hasher.update(self.source.bytes(&self.path, at, len as usize, &mut scratch.frame, Place::Body)?);
+            at += len;
+        }
+        check_hash(&self.path, Place::Body, self.tail.body_xxh3, hasher.digest())
+    }
+
+    fn decode(
+        &self,
+        frame: Frame,
+        place: Place,
+        declared: &Column,
+        out: &mut [u8],
+        buffer: &mut Vec<u8>,
+        inflater: &mut Inflater,
+    ) -> Result<(), ShardError> {
+        let bytes = self.source.bytes(&self.path, frame.off, frame.len as usize, buffer, place)?;
+        check_hash(&self.path, place, frame.xxh3, xxh3_64(bytes))?;
+        inflater.decode(declared.codec, declared.dtype, bytes, out).map_err(|reason| ShardError::Inflate {
+            path: self.path.clone(),
+            place,
+            reason: reason.to_owned(),
+        })
+    }
+}
+
+fn check_hash(path: &Path, place: Place, expected: u64, got: u64) -> Result<(), ShardError> {
+    match expected == got {
+        true => Ok(()),
+        false => Err(ShardError::Checksum { path: path.to_owned(), place, expected, got }),
+    }
+}
+
+fn fixed<const N: usize>(path: &Path, bytes: &[u8], place: Place) -> Result<[u8; N], ShardError> {
+    bytes.try_into().map_err(|_| ShardError::Shrank { path: path.to_owned(), place })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{Codec, DType, SampleMeta, Schema, Semantics, ShardWriter};
+
+    #[test]
+    fn readers_are_shared_and_scratch_is_moved_between_threads() {
+        fn shared<T: Send + Sync>() {}
+        fn moved<T: Send>() {}
+        shared::<ShardReader>();
+        shared::<crate::Dataset>();
+        moved::<Scratch>();
+        moved::<ShardWriter>();
+    }
+
+    #[test]
+    fn scratch_does_not_grow_once_the_largest_block_has_been_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.lat");
+        crate::fixture::write(&path, crate::fixture::header(64), 130).unwrap();
+        let reader = ShardReader::open(&path, Io::Pread).unwrap();
+        let mut scratch = Scratch::new();
+        let mut out = vec![0; 64 * reader.columns()[0].sample_bytes()];
+        let mut grown = Vec::new();
+        for block in [0, 1, 0, 1, 0] {
+            reader.read_block(block, 0, &mut out, &mut scratch).unwrap();
+            grown.push(format!("{scratch:?}"));
+        }
+        assert!(grown[1..].iter().all(|after| *after == grown[1]), "{grown:?}");
+    }
+
+    fn columns() -> impl Strategy<Value = Vec<Column>> {
+        let codec = prop_oneof![Just(Codec::None), (1..=19).prop_map(|level| Codec::ShuffleZstd { level })];
+        let dtype = prop_oneof![Just(DType::F16), Just(DType::F32)];
+        let shape = proptest::collection::vec(1_u32..6, 0..4);
+        let semantics = prop_oneof![
+            Just(Semantics::PosteriorMean),
+            Just(Semantics::PosteriorLogvar),
+            Just(Semantics::PosteriorStd),
+            Just(Semantics::Sample)
+        ];
+        let column = (dtype, shape, codec, semantics).prop_map(|(dtype, shape, codec, semantics)| Column {
+            name: String::new(),
+            dtype,
+            shape,
+            codec,
+            semantics,
+        });
+        proptest::collection::vec(column, 1..4).prop_map(|mut columns| {
+            columns.iter_mut().enumerate().for_each(|(c, column)| column.name = format!("column_{c}"));
+            columns
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(100))]
+
+        #[test]
+        fn what_was_written_is_read_back_by_every_way_of_reading(
+            columns in columns(),
+            block_samples in 1_u32..9,
+            samples in proptest::collection::vec((any::<i32>(), any::<u32>(), any::<u8>(), "\\PC{0,9}"), 0..30),
+            scaling_factor in 1e-6..1e6_f64,
+            noise in any::<u64>(),
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("a.lat");
+            let schema = Schema {
+                columns,
+                block_samples,
+                scaling_factor,
+                shift_factor: -scaling_factor,
+                scaling_applied: true,
+                pixel_range: [0.0, scaling_factor],
+            };
+            let header = Header::new(schema.clone(), 1, 2, BTreeMap::from([("n".to_owned(), scaling_factor.into())]));
+            // Compressible and incompressible columns, by turns.
+            let raw: Vec<Vec<u8>> = schema.columns.iter().enumerate().map(|(c, column)| {
+                (0..column.sample_bytes() * samples.len())
+                    .map(|i| if c % 2 == 0 { xxh3_64(&(noise ^ i as u64).to_le_bytes()) as u8 } else { 7 })
+                    .collect()
+            }).collect();
+            let metas: Vec<SampleMeta<'_>> = samples.iter()
+                .map(|(label, source_index, flags, key)| SampleMeta {
+                    label: *label, source_index: *source_index, flags: *flags, key
+                })
+                .collect();
+            let block_bytes = |c: usize, start: usize, len: usize| {
+                let bytes = schema.columns[c].sample_bytes();
+                &raw[c][start * bytes..(start + len) * bytes]
+            };
+            let mut writer = ShardWriter::create(&path, header.clone()).unwrap();
+            for (b, metas) in metas.chunks(block_samples as usize).enumerate() {
+                let start = b * block_samples as usize;
+                let columns: Vec<_> = (0..raw.len()).map(|c| block_bytes(c, start, metas.len())).collect();
+                writer.write_block(&columns, metas).unwrap();
+            }
+            let entry = writer.finish().unwrap();
+            let mut scratch = Scratch::new();
+            for io in IOS {
+                let reader = ShardReader::open(&path, io).unwrap();
+                prop_assert_eq!(reader.header(), &header);
+                prop_assert_eq!(reader.len(), samples.len());
+                prop_assert_eq!(entry.samples as usize, samples.len());
+                prop_assert_eq!((entry.bytes, entry.xxh3), (fs::metadata(&path).unwrap().len(), reader.xxh3()));
+                for (i, meta) in metas.iter().enumerate() {
+                    prop_assert_eq!(reader.labels()[i], meta.label);
+                    prop_assert_eq!(reader.source_indices()[i], meta.source_index);
+                    prop_assert_eq!(reader.flags()[i], meta.flags);
+                    prop_assert_eq!(reader.key(i), Some(meta.key));
+                }
+                prop_assert_eq!(reader.key(samples.len()), None);
+                prop_assert_eq!(reader.blocks(), samples.len().div_ceil(block_samples as usize));
+                prop_assert_eq!(reader.block_len(reader.blocks()), 0);
+                // Backwards: frames do not depend on each other.
+                for block in (0..reader.blocks()).rev() {
+                    for c in 0..raw.len() {
+                        let expected = block_bytes(c, block * block_samples as usize, reader.block_len(block));
+                        let mut out = vec![0xee; expected.len()];
+                        reader.read_block(block, c, &mut out, &mut scratch).unwrap();
+                        prop_assert_eq!(&out[..], expected);
+                    }
+                }
+                reader.verify().unwrap();
+            }
+        }
+    }
+
+    const IOS: [Io; 3] = [Io::Auto, Io::Pread, Io::Ram];
+}

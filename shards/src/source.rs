@@ -1,0 +1,79 @@
+//! Where a reader takes its bytes from: the file, or a copy of it in memory.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use crate::error::{Place, ShardError};
+
+/// How a reader gets at the bytes of a file. The choice never changes what is read, only how fast.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Io {
+    /// [`Io::Pread`].
+    #[default]
+    Auto,
+    /// One `pread` per frame, into scratch: for every file system, and safe when files change under the reader.
+    Pread,
+    /// The whole file is read into memory when it is opened.
+    Ram,
+}
+
+/// An open file of known length.
+#[derive(Debug)]
+pub(crate) enum Source {
+    Pread(File),
+    Ram(Vec<u8>),
+}
+
+impl Source {
+    pub(crate) fn open(path: &Path, file: File, len: u64, io: Io) -> Result<Self, ShardError> {
+        match io {
+            Io::Auto | Io::Pread => Ok(Self::Pread(file)),
+            Io::Ram => {
+                let mut bytes = Vec::new();
+                let wrong = |source| ShardError::Io { path: path.to_owned(), action: "hold it in memory", source };
+                let len = usize::try_from(len).map_err(|error| wrong(io::Error::other(error)))?;
+                bytes.try_reserve_exact(len).map_err(|error| wrong(error.into()))?;
+                bytes.resize(len, 0);
+                read_exact_at(path, &file, &mut bytes, 0, Place::Body)?;
+                Ok(Self::Ram(bytes))
+            }
+        }
+    }
+
+    /// `len` bytes from `off`, in place where they are in memory, otherwise in `buffer`. The range lies in the file as it was
+    /// when it was opened.
+    pub(crate) fn bytes<'a>(
+        &'a self,
+        path: &Path,
+        off: u64,
+        len: usize,
+        buffer: &'a mut Vec<u8>,
+        place: Place,
+    ) -> Result<&'a [u8], ShardError> {
+        match self {
+            Self::Pread(file) => {
+                if buffer.len() < len {
+                    buffer.resize(len, 0);
+                }
+                let shrank = || ShardError::Shrank { path: path.to_owned(), place };
+                let target = buffer.get_mut(..len).ok_or_else(shrank)?;
+                read_exact_at(path, file, target, off, place)?;
+                Ok(target)
+            }
+            Self::Ram(bytes) => {
+                let start = usize::try_from(off).ok();
+                let range = start.and_then(|start| bytes.get(start..start.checked_add(len)?));
+                range.ok_or_else(|| ShardError::Shrank { path: path.to_owned(), place })
+            }
+        }
+    }
+}
+
+fn read_exact_at(path: &Path, file: &File, out: &mut [u8], off: u64, place: Place) -> Result<(), ShardError> {
+    file.read_exact_at(out, off).map_err(|source| match source.kind() {
+        io::ErrorKind::UnexpectedEof => ShardError::Shrank { path: path.to_owned(), place },
+        _ => ShardError::Io { path: path.to_owned(), action: "read it", source },
+    })
+}
