@@ -96,7 +96,7 @@ fn code_of_error(error: &anyhow::Error) -> u8 {
     let panicked = error.chain().any(|cause| cause.downcast_ref::<pipeline::Panicked>().is_some());
     let corrupt = error
         .chain()
-        .any(|cause| cause.downcast_ref::<shards::ShardError>().is_some_and(shards::ShardError::is_corruption));
+        .any(|cause| cause.downcast_ref::<shards::ShardError>().is_some_and(shards::ShardError::is_corrupt));
     match (panicked, corrupt) {
         (true, _) => 101,
         (_, true) => 3,

@@ -25,9 +25,9 @@ pub(crate) struct InspectArgs {
 
 pub(crate) fn run(args: &InspectArgs) -> Result<Outcome> {
     let dataset = Dataset::open(&args.data, Io::Auto)?;
-    let manifest = dataset.manifest();
+    let manifest = &dataset.manifest;
     let mut per_class = vec![0u64; manifest.classes.len()];
-    for shard in dataset.shards() {
+    for shard in &dataset.shards {
         if args.all {
             shard.verify()?;
         }

@@ -163,7 +163,7 @@ fn resolve(args: &TrainArgs, stored: Option<&RunConfig>, data: DataConfig) -> Re
 }
 
 fn data_config(dataset: &Dataset, place: &Path) -> Result<DataConfig> {
-    let manifest = dataset.manifest();
+    let manifest = &dataset.manifest;
     let columns = LatentColumns::of(&manifest.schema).with_context(|| place.display().to_string())?;
     let [channels, height, width] = columns.shape.map(|side| side as i64);
     let scaling = Scaling::of(&manifest.schema);
