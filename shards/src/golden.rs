@@ -32,7 +32,7 @@ fn the_writer_still_writes_the_golden_file_byte_for_byte() {
 
 #[test]
 fn the_golden_file_is_read_exactly() {
-    for io in [Io::Auto, Io::Pread, Io::Ram] {
+    for io in [Io::Auto, Io::Mmap, Io::Pread, Io::Ram] {
         let reader = ShardReader::open(GOLDEN, io).unwrap();
         assert_eq!(reader.header(), &fixture::header(64));
         let blocks: Vec<_> = (0..reader.blocks()).map(|block| reader.block_len(block)).collect();

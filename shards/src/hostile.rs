@@ -356,7 +356,7 @@ proptest! {
         }
         bytes.extend(added);
         fs::write(&path, &bytes).unwrap();
-        for io in [Io::Pread, Io::Ram] {
+        for io in [Io::Mmap, Io::Pread, Io::Ram] {
             let opened = ShardReader::open(&path, io);
             let read = opened.and_then(|reader| Ok((read_all(&reader)?, reader.verify()?)));
             match read {

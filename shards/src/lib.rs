@@ -93,6 +93,9 @@
 //! **Writing.** A shard is written to `name.tmp` with `footer_off` 0, made durable, and renamed: under its own name it is whole. It
 //! is never changed after that. `dataset.json` ([`Manifest`]) is written last and the same way; a folder without it is unfinished.
 //!
+//! **Reading while files change.** A file that is cut short after it was opened gives [`ShardError::Shrank`] or a wrong checksum,
+//! never a crash, with every [`Io`]: a mapping is guarded by a SIGBUS handler, installed when the first shard is mapped.
+//!
 //! # Reading a shard in Python
 //!
 //! With `pip install numpy zstandard`, and no package of ours (`golden/read_shard.py`):
@@ -168,6 +171,8 @@ mod error;
 mod footer;
 mod layout;
 mod manifest;
+#[cfg(target_os = "linux")]
+mod map;
 mod read;
 mod schema;
 mod source;

@@ -173,7 +173,10 @@ impl ShardReader {
             return Err(ShardError::BufferLength { path: path(), block, column, expected, got });
         }
         let Scratch { frame: buffer, inflater } = scratch;
-        self.decode(frame, Place::Frame { block, column }, declared, out, buffer, inflater)
+        let place = Place::Frame { block, column };
+        // Even a success is in doubt: the file may have been cut short between the checksum and the end of the frame.
+        let decoded = self.decode(frame, place, declared, out, buffer, inflater);
+        self.source.unless_faulted(&self.path, place, decoded)
     }
 
     /// Reads every byte of the file: every frame is verified and inflated, then the checksum of the body is compared.
@@ -196,7 +199,8 @@ impl ShardReader {
             hasher.update(self.source.bytes(&self.path, at, len as usize, &mut scratch.frame, Place::Body)?);
             at += len;
         }
-        check_hash(&self.path, Place::Body, self.tail.body_xxh3, hasher.digest())
+        let checked = check_hash(&self.path, Place::Body, self.tail.body_xxh3, hasher.digest());
+        self.source.unless_faulted(&self.path, Place::Body, checked)
     }
 
     fn decode(
@@ -361,5 +365,5 @@ mod tests {
         }
     }
 
-    const IOS: [Io; 3] = [Io::Auto, Io::Pread, Io::Ram];
+    const IOS: [Io; 4] = [Io::Auto, Io::Mmap, Io::Pread, Io::Ram];
 }

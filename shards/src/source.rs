@@ -1,4 +1,4 @@
-//! Where a reader takes its bytes from: the file, or a copy of it in memory.
+//! Where a reader takes its bytes from: the file, a mapping of it, or a copy of it in memory.
 
 use std::fs::File;
 use std::io;
@@ -6,14 +6,19 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use crate::error::{Place, ShardError};
+#[cfg(target_os = "linux")]
+use crate::map::{self, Map};
 
 /// How a reader gets at the bytes of a file. The choice never changes what is read, only how fast.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Io {
-    /// [`Io::Pread`].
+    /// [`Io::Mmap`] for a file on a local file system of a Linux machine, [`Io::Pread`] otherwise: on a network file system a
+    /// page fault is a round trip.
     #[default]
     Auto,
-    /// One `pread` per frame, into scratch: for every file system, and safe when files change under the reader.
+    /// The file is mapped and read in place, guarded against being cut short. [`Io::Pread`] where the machine is not Linux.
+    Mmap,
+    /// One `pread` per frame, into scratch: for every file system.
     Pread,
     /// The whole file is read into memory when it is opened.
     Ram,
@@ -23,17 +28,28 @@ pub enum Io {
 #[derive(Debug)]
 pub(crate) enum Source {
     Pread(File),
+    #[cfg(target_os = "linux")]
+    Mmap(Map),
     Ram(Vec<u8>),
 }
 
 impl Source {
     pub(crate) fn open(path: &Path, file: File, len: u64, io: Io) -> Result<Self, ShardError> {
+        let wrong = |source| ShardError::Io { path: path.to_owned(), action: "hold it in memory", source };
+        let len = usize::try_from(len).map_err(|error| wrong(io::Error::other(error)))?;
         match io {
+            #[cfg(target_os = "linux")]
+            Io::Mmap => Map::open(&file, len).map(Self::Mmap).map_err(wrong),
+            #[cfg(target_os = "linux")]
+            Io::Auto if map::is_local(&file) => {
+                // Reading always works, so a refusal (an address space limit, too many mappings) is not worth an error here.
+                Ok(Map::open(&file, len).map_or_else(|_| Self::Pread(file), Self::Mmap))
+            }
+            #[cfg(not(target_os = "linux"))]
+            Io::Mmap => Ok(Self::Pread(file)),
             Io::Auto | Io::Pread => Ok(Self::Pread(file)),
             Io::Ram => {
                 let mut bytes = Vec::new();
-                let wrong = |source| ShardError::Io { path: path.to_owned(), action: "hold it in memory", source };
-                let len = usize::try_from(len).map_err(|error| wrong(io::Error::other(error)))?;
                 bytes.try_reserve_exact(len).map_err(|error| wrong(error.into()))?;
                 bytes.resize(len, 0);
                 read_exact_at(path, &file, &mut bytes, 0, Place::Body)?;
@@ -62,11 +78,32 @@ impl Source {
                 read_exact_at(path, file, target, off, place)?;
                 Ok(target)
             }
+            #[cfg(target_os = "linux")]
+            Self::Mmap(map) => {
+                let start = usize::try_from(off).ok();
+                let bytes = start.and_then(|start| map.bytes(start, len));
+                bytes.ok_or_else(|| ShardError::Shrank { path: path.to_owned(), place })
+            }
             Self::Ram(bytes) => {
                 let start = usize::try_from(off).ok();
                 let range = start.and_then(|start| bytes.get(start..start.checked_add(len)?));
                 range.ok_or_else(|| ShardError::Shrank { path: path.to_owned(), place })
             }
+        }
+    }
+
+    /// Passes `result` on, which was made from bytes of this source, unless some of them may have been zeros in place of
+    /// what could not be read.
+    pub(crate) fn unless_faulted<T>(
+        &self,
+        path: &Path,
+        place: Place,
+        result: Result<T, ShardError>,
+    ) -> Result<T, ShardError> {
+        match self {
+            #[cfg(target_os = "linux")]
+            Self::Mmap(map) if map.faulted() => Err(ShardError::Shrank { path: path.to_owned(), place }),
+            _ => result,
         }
     }
 }
