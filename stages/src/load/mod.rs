@@ -1,0 +1,3 @@
+//! Load.
+
+pub mod plan;
