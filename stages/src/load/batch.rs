@@ -154,3 +154,47 @@ impl Pool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use half::f16;
+    use pipeline::Stop;
+
+    use super::super::plan::{BlockUse, Pick};
+    use super::*;
+
+    #[test]
+    fn a_block_goes_back_with_its_last_sample_and_not_before() {
+        let pick = |slot, index| Pick { slot, index };
+        let window = Arc::new(Window {
+            epoch: 0,
+            index: 0,
+            samples: vec![pick(0, 1), pick(1, 0), pick(0, 0), pick(1, 1)],
+            blocks: vec![BlockUse { block: 7, uses: 2 }, BlockUse { block: 3, uses: 2 }],
+        });
+        let slabs = Slabs::new(2, BlockBuffer::default);
+        let block = |slot: u32| {
+            let mut buffer = slabs.take(&Stop::never()).unwrap();
+            buffer.mean = vec![f16::ZERO, f16::ONE];
+            buffer.labels = vec![4, 5];
+            buffer.first_position = 100 * u64::from(slot);
+            MomentsBlock { window: Arc::clone(&window), slot, buffer }
+        };
+        let mut batch = HostBatch::default();
+        let mut pool = Pool::open(block(0));
+        assert!(pool.has_next());
+        pool.copy_next(&mut batch, 1);
+        assert!(!pool.has_next(), "the second sample is in a block that has not come");
+        pool.add(block(1));
+        let mut available = Vec::new();
+        while pool.has_next() {
+            pool.copy_next(&mut batch, 1);
+            available.push(slabs.available());
+        }
+        assert_eq!(available, [0, 1, 2]);
+        assert!(pool.is_done());
+        assert_eq!(batch.positions, [1, 100, 0, 101]);
+        assert_eq!(batch.labels, [5, 4, 4, 5]);
+        assert_eq!(batch.mean, [f16::ONE, f16::ZERO, f16::ZERO, f16::ONE]);
+    }
+}

@@ -222,7 +222,7 @@ impl Loader {
             batch_bytes: (self.config.prefetch as u64 + 2)
                 * self.plan.batch_size() as u64
                 * (bytes_per_sample + (size_of::<i64>() + size_of::<u64>()) as u64),
-            // The window that is gathered and the next.
+            // The window that is gathered and the next. (Windows smaller than what is in flight can be more, and small.)
             order_bytes: 2 * window_samples * size_of::<plan::Pick>() as u64,
         }
     }
