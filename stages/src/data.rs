@@ -12,10 +12,14 @@
 //! unscaled, as stored), a *latent* is a draw from it times the scaling factor (what the network sees).
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use half::f16;
 use ndarray::Array4;
+use pipeline::Slab;
 use tch::Tensor;
+
+use crate::load::plan::Window;
 
 /// Where one image is, before anything is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,9 +105,44 @@ pub struct MomentsBatch {
     pub skipped: Vec<(ImageRef, String)>,
 }
 
+/// A block that is to be read, and the buffer that it goes into.
+#[derive(Debug)]
+pub struct BlockTicket {
+    /// The part of the order that needs the block.
+    pub window: Arc<Window>,
+    /// Entry of `window.blocks`. Tickets come window by window, and within one by slot from 0 on.
+    pub slot: u32,
+    /// Holds whatever it held before.
+    pub buffer: Slab<BlockBuffer>,
+}
+
+/// A block that was read, checked and inflated.
+#[derive(Debug)]
+pub struct MomentsBlock {
+    /// The part of the order that needs the block.
+    pub window: Arc<Window>,
+    /// Entry of `window.blocks`.
+    pub slot: u32,
+    /// The samples of the block, all of them, in dataset order.
+    pub buffer: Slab<BlockBuffer>,
+}
+
+/// Memory of one block of n samples, lent by the loader: f16 moments, unscaled, sample after sample.
+#[derive(Debug, Default)]
+pub struct BlockBuffer {
+    /// Posterior means (or drawn samples), `n * C * h * w` values.
+    pub mean: Vec<f16>,
+    /// Posterior log-variances, the same length; empty if the dataset has none.
+    pub logvar: Vec<f16>,
+    /// Class index of each sample.
+    pub labels: Vec<i64>,
+    /// Position of the first sample in the dataset.
+    pub first_position: u64,
+}
+
 /// One training batch on the host, in the order of the plan: f16 moments `[B, C, h, w]`.
 ///
-/// The buffers are lent and go back to the loader when the batch is dropped.
+/// The loader lends it as a `Slab`: the memory goes back when the batch is dropped.
 #[derive(Debug, Clone, Default)]
 pub struct HostBatch {
     /// Number of the global batch, from 0 at the start of training.
