@@ -84,3 +84,15 @@ pub enum PlanError {
         branch: usize,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_shows_its_place_and_its_chain_does_not_repeat_it() {
+        let error = FlowError { stage: "decode".into(), item: Some(17), source: "bad marker".into() };
+        assert_eq!(error.to_string(), "stage \"decode\", item 17: bad marker");
+        assert!(Error::source(&error).is_none());
+    }
+}

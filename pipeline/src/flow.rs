@@ -231,3 +231,82 @@ impl<O> fmt::Debug for Line<O> {
         f.debug_tuple("Line").field(&self.nodes.iter().map(Node::full_name).collect::<Vec<_>>()).finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::closures::{count, keep, map};
+
+    #[test]
+    fn threads_are_named_after_their_stage() {
+        let name = || std::thread::current().name().unwrap_or_default().to_owned();
+        let line = Flow::from(count(1)).then(move |_| Ok(map(move |_| Ok(name())))).named("nul\0in it").depth(1);
+        let line = line.then(move |_| Ok(map(move |one| Ok((one, name()))))).named("two").workers(2);
+        let ((names, _), first) = (line.into(keep()).run(&Runtime::default()).unwrap().output, "nul in it".to_owned());
+        let two = &names[0].1;
+        assert_eq!(names[0].0, first);
+        assert!(["two.0", "two.1"].contains(&two.as_str()), "{two}");
+    }
+
+    #[test]
+    fn stages_behind_splits_are_named_with_their_branches() {
+        let line = Flow::from(count(8)).split(2, |outer, branch| {
+            let branch = if outer == 1 { branch.named("cuda:1") } else { branch };
+            branch.split(2, |_, branch| branch.into(keep::<u64>()))
+        });
+        let finished = line.run(&Runtime::default()).unwrap();
+        let items: Vec<_> = finished.output.into_iter().flatten().map(|(items, _)| items).collect();
+        assert_eq!(items, [[0, 4], [2, 6], [1, 5], [3, 7]]);
+        let names: Vec<_> = finished.report.stages.iter().map(|stage| stage.name.as_str()).collect();
+        let expected = [
+            "Make",
+            "split",
+            "split[0]",
+            "Keep[0.0]",
+            "Keep[0.1]",
+            "split[cuda:1]",
+            "Keep[cuda:1.0]",
+            "Keep[cuda:1.1]",
+        ];
+        assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn a_plan_that_cannot_be_run_is_refused_with_its_place() {
+        fn refused<O>(line: Line<O>) -> (String, PlanError) {
+            let error = line.run(&Runtime::default()).err().expect("the plan is wrong");
+            (error.stage, *error.source.downcast::<PlanError>().unwrap())
+        }
+        let numbers = || Flow::from(count(1));
+        let same = |_| Ok(map(Ok::<u64, BoxError>));
+        assert_eq!(refused(numbers().then(same).workers(0).into(keep())), ("Map".into(), PlanError::NoWorkers));
+        assert_eq!(refused(numbers().depth(0).into(keep())), ("Make".into(), PlanError::NoDepth));
+        assert_eq!(
+            refused(numbers().then(same).depth(65_536).into(keep())),
+            ("Map".into(), PlanError::TooDeep { room: 65_537, most: 65_536 })
+        );
+        assert!(matches!(refused(numbers().then(same).workers(usize::MAX).into(keep())).1, PlanError::TooDeep { .. }));
+        assert_eq!(
+            refused(numbers().split(0, |_, branch| branch.into(keep()))),
+            ("split".into(), PlanError::NoBranches)
+        );
+        assert_eq!(
+            refused(numbers().split(2, |_, _| numbers().into(keep()))),
+            ("split".into(), PlanError::UnusedBranch { branch: 0 })
+        );
+        assert_eq!(refused(numbers().split(1, |_, b| b.depth(0).into(keep()))), ("split".into(), PlanError::NoDepth));
+    }
+
+    #[test]
+    fn a_worker_is_told_its_index_once() {
+        let (told, tell) = bounded(8);
+        let factory = move |worker: Worker| {
+            told.send(worker)?;
+            Ok(map(Ok::<u64, BoxError>))
+        };
+        Flow::from(count(0)).then(factory).workers(4).into(keep()).run(&Runtime::default()).unwrap();
+        let mut workers: Vec<_> = tell.iter().collect();
+        workers.sort_by_key(|worker| worker.index);
+        assert_eq!(workers, (0..4).map(|index| Worker { index, workers: 4 }).collect::<Vec<_>>());
+    }
+}
