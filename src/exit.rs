@@ -9,10 +9,12 @@
 //! | 130 | stopped by a signal, everything saved; the same command continues |
 
 use std::any::Any;
+use std::error::Error;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use pipeline::{Interrupt, Runtime};
+use pipeline::{FlowError, Interrupt, Panicked, Runtime};
+use shards::ShardError;
 
 /// How a command ended that did not fail.
 #[derive(Debug)]
@@ -93,10 +95,19 @@ fn describe(error: &anyhow::Error) -> String {
 }
 
 fn code_of_error(error: &anyhow::Error) -> u8 {
-    let panicked = error.chain().any(|cause| cause.downcast_ref::<pipeline::Panicked>().is_some());
-    let corrupt = error
-        .chain()
-        .any(|cause| cause.downcast_ref::<shards::ShardError>().is_some_and(shards::ShardError::is_corrupt));
+    let mut panicked = false;
+    let mut corrupt = false;
+    let mut look = |cause: &(dyn Error + 'static)| {
+        panicked |= cause.is::<Panicked>();
+        corrupt |= cause.downcast_ref::<ShardError>().is_some_and(ShardError::is_corrupt);
+    };
+    for cause in error.chain() {
+        look(cause);
+        // A flow's error shows its source in its own text, and its chain goes on behind it.
+        if let Some(flow) = cause.downcast_ref::<FlowError>() {
+            look(&*flow.source);
+        }
+    }
     match (panicked, corrupt) {
         (true, _) => 101,
         (_, true) => 3,
