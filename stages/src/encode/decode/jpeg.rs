@@ -138,6 +138,11 @@ impl Header {
                 continue;
             }
             if matches!(code, 0xd9 | 0xda) {
+                // Strict mode does not notice that the last row of blocks is cut short. In coded data 0xff is followed
+                // by a stuffed zero, so what looks like an end marker is one.
+                if code == 0xda && rest.windows(2).rev().all(|pair| pair != [0xff, 0xd9]) {
+                    return Err(damaged("the file ends before the image does"));
+                }
                 break;
             }
             let length = match rest {

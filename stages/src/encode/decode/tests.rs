@@ -115,7 +115,7 @@ fn skipping_passes_over_bad_content_but_never_over_io_errors() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
     fn a_truncated_file_is_an_error_or_lost_nothing(which in 0..7usize, cut in 0.0..1.0f64) {
@@ -123,7 +123,7 @@ proptest! {
         let whole = fixture(names[which]);
         let kept = (whole.len() as f64 * cut) as usize;
         if let Ok(got) = decode(&whole[..kept]) {
-            prop_assert_eq!(got.rgb, decode(&whole).unwrap().rgb, "{} cut to {} of {}", names[which], kept, whole.len());
+            prop_assert!(got.rgb == decode(&whole).unwrap().rgb, "{} cut to {} of {}", names[which], kept, whole.len());
         }
     }
 
