@@ -138,6 +138,15 @@ fn read_and_decode(path: &Path, bytes: &mut Vec<u8>) -> Result<Rgb, DecodeError>
     decode(bytes).map_err(|fault| DecodeError::Content { path: path.to_owned(), fault })
 }
 
+/// What is wrong with the content of a file; `None` if it can be decoded.
+pub(super) fn fault_of(path: &Path) -> Result<Option<ImageFault>, DecodeError> {
+    match read_and_decode(path, &mut Vec::new()) {
+        Ok(_) => Ok(None),
+        Err(DecodeError::Content { fault, .. }) => Ok(Some(fault)),
+        Err(error) => Err(error),
+    }
+}
+
 fn decode(bytes: &[u8]) -> Result<Rgb, ImageFault> {
     if bytes.len() as u64 > MAX_FILE {
         return Err(ImageFault::FileTooLarge(bytes.len() as u64));
