@@ -6,7 +6,7 @@
 //! and all are recorded with the dataset. Throughput on a CPU comes from more workers, which change nothing.
 
 use half::f16;
-use ndarray::{Array4, ArrayView4, Axis, s};
+use ndarray::{Array4, ArrayView4, Axis};
 use pipeline::{BoxError, Stage, Worker};
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -53,7 +53,8 @@ impl VaeEncode {
     /// Factory: worker i opens the autoencoder on `devices[i % devices.len()]` (not empty), and encodes a block in parts of
     /// `batch` images (at least 1), which bounds the memory and is part of what the bytes depend on.
     ///
-    /// On the CPU it sets libtorch's intra-op threads, for its own thread and for threads that first use libtorch later.
+    /// On the CPU it sets libtorch's intra-op threads, for its own thread and for threads that first use libtorch later:
+    /// hold a [`RestoreThreads`] around the run.
     pub fn on(
         choice: VaeChoice,
         devices: Vec<Device>,
@@ -103,7 +104,7 @@ impl Stage for VaeEncode {
         let mut moments = [Vec::new(), Vec::new()];
         tch::no_grad(|| {
             for (part, images) in pixels.axis_chunks_iter(Axis(0), self.batch).zip(images.chunks(self.batch)) {
-                self.encode(part.slice(s![.., .., .., ..]), images, &mut moments)?;
+                self.encode(part, images, &mut moments)?;
             }
             Ok::<(), VaeEncodeError>(())
         })?;
@@ -111,6 +112,24 @@ impl Stage for VaeEncode {
         let shape = (images.len(), shape[0], shape[1], shape[2]);
         let [mean, logvar] = moments.map(|values| Array4::from_shape_vec(shape, values));
         Ok(MomentsBatch { images, flags, mean: mean?, logvar: logvar?, skipped })
+    }
+}
+
+/// Gives libtorch back the number of intra-op threads that it had, when dropped: what runs after an encode in the same
+/// process would else be left with [`INTRA_OP_THREADS`].
+#[derive(Debug)]
+pub struct RestoreThreads(i32);
+
+impl RestoreThreads {
+    /// Remembers the present number.
+    pub fn on_drop() -> Self {
+        Self(tch::get_num_threads())
+    }
+}
+
+impl Drop for RestoreThreads {
+    fn drop(&mut self) {
+        tch::set_num_threads(self.0);
     }
 }
 
