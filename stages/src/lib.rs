@@ -4,6 +4,7 @@
 
 pub mod data;
 pub mod device;
+pub mod encode;
 pub mod load;
 pub mod method;
 pub mod native;

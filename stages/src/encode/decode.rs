@@ -1,0 +1,208 @@
+//! Reads an image file and decodes it to 8-bit RGB, as Pillow's `Image.open(..).convert("RGB")` does.
+//!
+//! The content decides what a file is, never its name: ImageNet holds a PNG that is named JPEG. Grey is replicated,
+//! CMYK and YCCK follow Pillow's formula ([`jpeg`]), alpha is dropped without compositing, palettes are expanded, and of
+//! 16-bit samples the upper 8 bits are kept (for 16-bit grey Pillow clips instead). EXIF orientation and colour
+//! profiles are ignored, since the published preprocessing ignores them.
+//!
+//! JPEG decoding is `zune-jpeg` in strict mode: a truncated file is an error, not a grey area. Its arithmetic differs from
+//! libjpeg-turbo's by at most 3 of 255 for 4:4:4 files and 6 for 4:2:0; which decoder was used is recorded.
+
+mod jpeg;
+
+use std::fs::File;
+use std::io::{self, Cursor, Read};
+use std::path::{Path, PathBuf};
+
+use image::codecs::png::PngDecoder;
+use image::{ColorType, ImageDecoder};
+use pipeline::{BoxError, Stage, Worker};
+
+use crate::data::{Decoded, ImageRef, Pixels, flags};
+
+/// The name under which a dataset records the decoders.
+pub const DECODERS: &str = "zune-jpeg-0.5 strict, image-0.25 png";
+
+/// Longest side that is decoded, in pixels. The largest of ImageNet is 9,331.
+pub const MAX_SIDE: usize = 16_384;
+/// Largest area that is decoded, in pixels: 300 MB as RGB.
+pub const MAX_AREA: usize = 100_000_000;
+/// Largest file that is read, in bytes.
+pub const MAX_FILE: u64 = 1 << 30;
+
+/// Why there are no pixels.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// The file could not be read. Never skipped: this says something about the disk or the list, not about the image.
+    #[error("{path}: cannot be read: {source}", path = .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The file was read, and its content is at fault.
+    #[error("{path}: {fault}; replace or remove the file, or go on without it by --on-error skip", path = .path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        fault: ImageFault,
+    },
+}
+
+/// What is wrong with the content of a file.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ImageFault {
+    /// Zero bytes.
+    #[error("the file is empty")]
+    Empty,
+    /// The first bytes belong to something else.
+    #[error("not a JPEG or PNG image ({0})")]
+    NotAnImage(&'static str),
+    /// Bigger than is decoded.
+    #[error("{width}x{height} pixels; at most {MAX_SIDE} a side and {MAX_AREA} in all are decoded")]
+    TooLarge {
+        /// Columns.
+        width: usize,
+        /// Rows.
+        height: usize,
+    },
+    /// More bytes than an image may have.
+    #[error("the file has {0} bytes; at most {MAX_FILE} are read")]
+    FileTooLarge(u64),
+    /// A valid file of a kind that is not decoded.
+    #[error("{0} is not supported")]
+    Unsupported(String),
+    /// The decoder gave up: truncated or damaged.
+    #[error("damaged or truncated {format}: {reason}")]
+    Damaged {
+        /// `JPEG` or `PNG`.
+        format: &'static str,
+        /// The decoder's own words.
+        reason: String,
+    },
+}
+
+/// Decoded pixels, before it is known which image they belong to.
+#[derive(Debug)]
+struct Rgb {
+    width: usize,
+    height: usize,
+    rgb: Vec<u8>,
+    flags: u8,
+}
+
+/// Stage: reads and decodes.
+#[derive(Debug)]
+pub struct Decode {
+    skip: bool,
+    bytes: Vec<u8>,
+}
+
+impl Decode {
+    /// Factory: a file that cannot be decoded is an error.
+    pub fn strict(_worker: Worker) -> Result<Self, BoxError> {
+        Ok(Self { skip: false, bytes: Vec::new() })
+    }
+
+    /// Factory: a file that cannot be decoded becomes [`Decoded::Skipped`]; one that cannot be read is still an error.
+    pub fn skipping(_worker: Worker) -> Result<Self, BoxError> {
+        Ok(Self { skip: true, bytes: Vec::new() })
+    }
+}
+
+impl Stage for Decode {
+    type In = ImageRef;
+    type Out = Decoded;
+
+    fn process(&mut self, image: ImageRef) -> Result<Decoded, BoxError> {
+        match read_and_decode(&image.path, &mut self.bytes) {
+            Ok(Rgb { width, height, rgb, flags }) => Ok(Decoded::Pixels(Pixels { image, height, width, rgb, flags })),
+            Err(DecodeError::Content { fault, .. }) if self.skip => {
+                Ok(Decoded::Skipped { image, reason: fault.to_string() })
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn read_and_decode(path: &Path, bytes: &mut Vec<u8>) -> Result<Rgb, DecodeError> {
+    let read = |bytes: &mut Vec<u8>| -> io::Result<()> {
+        bytes.clear();
+        // One byte above the limit tells a file at the limit from a larger one.
+        File::open(path)?.take(MAX_FILE + 1).read_to_end(bytes)?;
+        Ok(())
+    };
+    read(bytes).map_err(|source| DecodeError::Read { path: path.to_owned(), source })?;
+    decode(bytes).map_err(|fault| DecodeError::Content { path: path.to_owned(), fault })
+}
+
+/// What is wrong with the content of a file; `None` if it can be decoded.
+pub(super) fn fault_of(path: &Path) -> Result<Option<ImageFault>, DecodeError> {
+    match read_and_decode(path, &mut Vec::new()) {
+        Ok(_) => Ok(None),
+        Err(DecodeError::Content { fault, .. }) => Ok(Some(fault)),
+        Err(error) => Err(error),
+    }
+}
+
+fn decode(bytes: &[u8]) -> Result<Rgb, ImageFault> {
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(ImageFault::FileTooLarge(bytes.len() as u64));
+    }
+    match bytes {
+        [] => Err(ImageFault::Empty),
+        [0xff, 0xd8, 0xff, ..] => jpeg::decode(bytes),
+        [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => decode_png(bytes),
+        [b'G', b'I', b'F', b'8', ..] => Err(ImageFault::NotAnImage("a GIF")),
+        [b'B', b'M', ..] => Err(ImageFault::NotAnImage("a BMP")),
+        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Err(ImageFault::NotAnImage("a WebP")),
+        [b'I', b'I', 0x2a, 0, ..] | [b'M', b'M', 0, 0x2a, ..] => Err(ImageFault::NotAnImage("a TIFF")),
+        _ if bytes.iter().take(512).all(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace()) => {
+            Err(ImageFault::NotAnImage("plain text"))
+        }
+        _ => Err(ImageFault::NotAnImage("unknown content")),
+    }
+}
+
+/// Refuses sizes before anything of that size is allocated.
+fn check_size(width: usize, height: usize) -> Result<(), ImageFault> {
+    if width > MAX_SIDE || height > MAX_SIDE || width * height > MAX_AREA {
+        return Err(ImageFault::TooLarge { width, height });
+    }
+    Ok(())
+}
+
+fn decode_png(bytes: &[u8]) -> Result<Rgb, ImageFault> {
+    let damaged = |error: image::ImageError| ImageFault::Damaged { format: "PNG", reason: error.to_string() };
+    // The decoder expands palettes, bit depths below 8 and colour keys (to an alpha channel).
+    let decoder = PngDecoder::new(Cursor::new(bytes)).map_err(damaged)?;
+    let (width, height) = decoder.dimensions();
+    let (width, height) = (width as usize, height as usize);
+    check_size(width, height)?;
+    let color = decoder.color_type();
+    // At most 8 bytes for each of 100 million pixels.
+    let mut raw = vec![0; width * height * usize::from(color.bytes_per_pixel())];
+    decoder.read_image(&mut raw).map_err(damaged)?;
+
+    let channels = usize::from(color.channel_count());
+    let samples = match color {
+        ColorType::L8 | ColorType::La8 | ColorType::Rgb8 | ColorType::Rgba8 => raw,
+        // The image crate hands out 16-bit samples in the machine's order.
+        ColorType::L16 | ColorType::La16 | ColorType::Rgb16 | ColorType::Rgba16 => {
+            raw.as_chunks::<2>().0.iter().map(|pair| (u16::from_ne_bytes(*pair) >> 8) as u8).collect()
+        }
+        other => return Err(ImageFault::Unsupported(format!("PNG with {other:?} samples"))),
+    };
+    let (rgb, flags) = match channels {
+        1 => (samples.iter().flat_map(|v| [*v; 3]).collect(), flags::GRAY),
+        2 => (samples.as_chunks::<2>().0.iter().flat_map(|[v, _]| [*v; 3]).collect(), flags::GRAY | flags::ALPHA),
+        3 => (samples, 0),
+        _ => (samples.as_chunks::<4>().0.iter().flat_map(|[r, g, b, _]| [*r, *g, *b]).collect(), flags::ALPHA),
+    };
+    Ok(Rgb { width, height, rgb, flags: flags | flags::PNG })
+}
+
+#[cfg(test)]
+mod tests;
