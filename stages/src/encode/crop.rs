@@ -3,7 +3,7 @@
 //! The rule is that of ADM (guided-diffusion's `center_crop_arr`), which DiT, SiT and REPA share: halve the image with a
 //! box filter while its shorter side is at least twice the target, bring the shorter side to the target with an
 //! antialiased bicubic filter (images smaller than the target grow), and cut the centre.
-//! [`Resize::Exact`] gives the very bytes that Pillow 12 gives; [`resample`] says how. [`Resize::Fast`] follows the same
+//! [`Resize::Exact`] gives the very bytes that Pillow 12 gives; `crop/resample.rs` says how. [`Resize::Fast`] follows the same
 //! plan with the SIMD filters of `fast_image_resize`, whose bytes differ (median PSNR 56 dB on photographs).
 //!
 //! Only the rows and columns that the final square needs are ever computed.

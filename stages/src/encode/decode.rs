@@ -1,7 +1,7 @@
 //! Reads an image file and decodes it to 8-bit RGB, as Pillow's `Image.open(..).convert("RGB")` does.
 //!
 //! The content decides what a file is, never its name: ImageNet holds a PNG that is named JPEG. Grey is replicated,
-//! CMYK and YCCK follow Pillow's formula ([`jpeg`]), alpha is dropped without compositing, palettes are expanded, and of
+//! CMYK and YCCK follow Pillow's formula (`decode/jpeg.rs`), alpha is dropped without compositing, palettes are expanded, and of
 //! 16-bit samples the upper 8 bits are kept (for 16-bit grey Pillow clips instead). EXIF orientation and colour
 //! profiles are ignored, since the published preprocessing ignores them.
 //!

@@ -230,13 +230,19 @@ fn a_complete_dataset_is_left_alone_and_another_recipe_is_refused() {
     let out = place.folder.path().join("out");
     place.encode(&out, 1, Some(8)).unwrap();
     let error = place.open(&out, &place.list(), 8).unwrap_err().to_string();
-    assert!(error.contains("another seed") && error.contains("shard-00000.lat"), "{error}");
+    assert!(
+        error.contains("provenance.seed = 7 where this command says 8") && error.contains("shard-00000.lat"),
+        "{error}"
+    );
 
     place.encode(&out, 1, None).unwrap();
     let before = contents(&out);
     assert!(place.encode(&out, 1, None).unwrap().is_none());
     let error = place.open(&out, &place.list(), 8).unwrap_err().to_string();
-    assert!(error.contains("another seed") && error.contains("dataset.json"), "{error}");
+    assert!(
+        error.contains("provenance.seed = 7 where this command says 8") && error.contains("dataset.json"),
+        "{error}"
+    );
     assert!(contents(&out) == before);
 }
 

@@ -43,7 +43,7 @@ pub enum WriteError {
         found: String,
     },
     /// The folder holds a dataset that was encoded otherwise.
-    #[error("{path}: was encoded with another {what} ({found}, where this command says {wanted}); give another folder, or the settings of that dataset",
+    #[error("{path}: was encoded with {what} = {found} where this command says {wanted}; give another folder, or the settings of that dataset",
             path = .path.display())]
     Different {
         /// The shard or manifest.
@@ -311,7 +311,8 @@ impl WriteShards {
             let header = reader.header();
             self.recipe.check_same(&path, &header.schema, &header.provenance)?;
             let wanted = self.header(shard);
-            check_equal(&path, "number of shards", &(header.shard, header.shards), &(wanted.shard, wanted.shards))?;
+            check_equal(&path, "shard", &header.shard.into(), &wanted.shard.into())?;
+            check_equal(&path, "shards", &header.shards.into(), &wanted.shards.into())?;
             self.take_samples(&reader, list)?;
             self.finished.push(ShardEntry {
                 file,
@@ -444,27 +445,29 @@ impl Sink for WriteShards {
 impl Recipe {
     /// Refuses a shard or manifest of another recipe, and names the first difference.
     fn check_same(&self, path: &Path, schema: &Schema, provenance: &BTreeMap<String, Value>) -> Result<(), WriteError> {
-        for key in self.provenance.keys().chain(provenance.keys()) {
-            check_equal(path, key, &provenance.get(key), &self.provenance.get(key))?;
-        }
-        check_equal(path, "schema", schema, &self.schema)
+        let object = |schema, provenance| serde_json::json!({ "provenance": provenance, "schema": schema });
+        check_equal(path, "", &object(schema, provenance), &object(&self.schema, &self.provenance))
     }
 }
 
-fn check_equal<T: PartialEq + std::fmt::Debug>(
-    path: &Path,
-    what: &str,
-    found: &T,
-    wanted: &T,
-) -> Result<(), WriteError> {
+/// Refuses values that differ, and names the innermost key at which they do.
+fn check_equal(path: &Path, key: &str, found: &Value, wanted: &Value) -> Result<(), WriteError> {
+    if let (Value::Object(found), Value::Object(wanted)) = (found, wanted) {
+        for name in found.keys().chain(wanted.keys()) {
+            let key = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+            let value = |of: &serde_json::Map<String, Value>| of.get(name).cloned().unwrap_or(Value::Null);
+            check_equal(path, &key, &value(found), &value(wanted))?;
+        }
+        return Ok(());
+    }
     if found == wanted {
         return Ok(());
     }
     Err(WriteError::Different {
         path: path.to_owned(),
-        what: what.to_owned(),
-        found: format!("{found:?}"),
-        wanted: format!("{wanted:?}"),
+        what: key.to_owned(),
+        found: found.to_string(),
+        wanted: wanted.to_string(),
     })
 }
 
