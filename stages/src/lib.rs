@@ -8,4 +8,7 @@ pub mod encode;
 pub mod load;
 pub mod method;
 pub mod native;
+pub mod nets;
+pub mod procedural;
+pub mod sample;
 pub mod train;
