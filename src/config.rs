@@ -177,8 +177,7 @@ pub(crate) fn resolve(preset_name: Option<&str>, file: Option<&Path>, settings: 
         set(&mut resolved, &key, value).with_context(|| format!("{place}{key}"))?;
     }
     for setting in settings {
-        let (key, text) =
-            setting.split_once('=').ok_or_else(|| anyhow!("--set {setting}: write it as key=value"))?;
+        let (key, text) = setting.split_once('=').ok_or_else(|| anyhow!("--set {setting}: write it as key=value"))?;
         let (key, text) = (key.trim(), text.trim());
         // A bare word is a string: --set model.backbone=sit needs no quotes.
         let value = format!("v = {text}").parse::<Table>().ok().and_then(|mut table| table.remove("v"));
@@ -203,7 +202,8 @@ fn set(table: &mut Table, key: &str, value: Value) -> Result<()> {
     let Some(last) = path.pop() else { bail!("an empty key") };
     let mut place = table;
     for part in path {
-        place = place.get_mut(part).and_then(Value::as_table_mut).context("a key of the preset leads through tables")?;
+        place =
+            place.get_mut(part).and_then(Value::as_table_mut).context("a key of the preset leads through tables")?;
     }
     place.insert(last.to_owned(), value);
     Ok(())

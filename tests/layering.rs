@@ -99,3 +99,9 @@ fn no_file_is_a_dumping_ground() {
         }
     }
 }
+
+#[test]
+fn the_readme_holds_the_python_reader_that_is_tested_with_the_format() {
+    let text = |path: &str| fs::read_to_string(root().join(path)).unwrap();
+    assert!(text("README.md").contains(text("shards/golden/read_shard.py").trim_end()));
+}

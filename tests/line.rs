@@ -7,7 +7,8 @@ use std::process::Stdio;
 
 use crate::program::{images, pipeline, succeed};
 
-const SMALL: &str = "--preset dupa-demo --set train.batch=8 --set model.hidden=64 --set model.depth=3 --set train.log_every=1";
+const SMALL: &str =
+    "--preset dupa-demo --set train.batch=8 --set model.hidden=64 --set model.depth=3 --set train.log_every=1";
 
 fn encode(folder: &Path, name: &str, images: &Path) -> std::path::PathBuf {
     let data = folder.join(name);

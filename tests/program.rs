@@ -47,7 +47,7 @@ pub fn images(root: &Path, classes: usize, each: usize) -> PathBuf {
         for i in 0..each {
             let (width, height) = (70 + 13 * i as u32, 90 - 5 * (i as u32 % 8));
             let picture = image::RgbImage::from_fn(width, height, |x, y| {
-                let stripe = if (x / (4 + class as u32) + y / 9) % 2 == 0 { 200 } else { 40 };
+                let stripe = if (x / (4 + class as u32) + y / 9).is_multiple_of(2) { 200 } else { 40 };
                 image::Rgb([stripe, (x * 255 / width) as u8, (y * 2 + 30 * class as u32) as u8])
             });
             picture.save(class_folder.join(format!("{i:03}.jpg"))).expect("a temporary folder can be written");

@@ -74,7 +74,7 @@ pub(crate) fn source_index(sample: u32) -> u32 {
 }
 
 pub(crate) fn flag(sample: u32) -> u8 {
-    if sample.is_multiple_of(50) { flags::PNG | flags::GREY } else { 0 }
+    if sample.is_multiple_of(50) { flags::PNG | flags::GRAY } else { 0 }
 }
 
 pub(crate) fn key(sample: u32) -> String {

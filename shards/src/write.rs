@@ -38,9 +38,9 @@ pub mod flags {
     /// The file was a CMYK or YCCK JPEG.
     pub const CMYK: u8 = 2;
     /// The file had one channel.
-    pub const GREY: u8 = 4;
-    /// The decoder gave a warning.
-    pub const WARNING: u8 = 8;
+    pub const GRAY: u8 = 4;
+    /// The file had an alpha channel, which was dropped without compositing.
+    pub const ALPHA: u8 = 8;
 }
 
 /// One line of the manifest: a finished shard.

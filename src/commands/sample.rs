@@ -6,8 +6,8 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use pipeline::{Flow, Runtime};
 use serde::Serialize;
-use stages::load::feed::Scaling;
 use stages::device::{parse_devices, parse_precision};
+use stages::load::feed::Scaling;
 use stages::method::layout::layout;
 use stages::method::sampler::{Guidance, Method};
 use stages::nets::autoencoder::VaeChoice;
@@ -140,9 +140,10 @@ pub(crate) fn run(args: &SampleArgs, runtime: &Runtime) -> Result<Outcome> {
     let batches = count.div_ceil(args.batch.max(1));
     let scaling = Scaling { factor: config.data.scaling_factor, shift: config.data.shift_factor };
 
+    #[rustfmt::skip]
     let finished = Flow::from(Requests::new(classes, labels, count, args.batch, args.seed)) // -> SampleRequest
-        .then(Generate::on(weights, settings, devices.clone(), kind)).workers(n) //            -> SampleLatents f32 [B, C, h, w]
-        .then(DecodeLatents::on(vae, devices, scaling)).workers(n) //                          -> SamplePixels  u8 [B, 3, H, W]
+        .then(Generate::on(weights, settings, devices.clone(), kind)).workers(n)            // -> SampleLatents  f32 [B, C, h, w]
+        .then(DecodeLatents::on(vae, devices, scaling)).workers(n)                          // -> SamplePixels   u8 [B, 3, H, W]
         .into(write)
         .observe(progress.interval(), move |report| {
             let done = report.stages.last().map_or(0, |stage| stage.items);

@@ -51,17 +51,8 @@ pub struct Pixels {
     pub flags: u8,
 }
 
-/// Bits of [`Pixels::flags`], stored with every sample.
-pub mod flags {
-    /// The content was PNG, whatever the file's name says.
-    pub const PNG: u8 = 1;
-    /// The JPEG held CMYK or YCCK.
-    pub const CMYK: u8 = 2;
-    /// The image held one channel.
-    pub const GRAY: u8 = 4;
-    /// The image held an alpha channel, which was dropped without compositing.
-    pub const ALPHA: u8 = 8;
-}
+/// Bits of [`Pixels::flags`], as the shard format stores them.
+pub use shards::flags;
 
 /// What decoding one file gave: pixels, or with `--on-error skip` the reason why there are none.
 #[derive(Debug, Clone)]

@@ -118,7 +118,8 @@ impl Generate {
         match sampler {
             Method::Ode => sampler::euler(start, steps, field),
             Method::Sde => sampler::euler_maruyama(start, steps, field, |step| {
-                let of_image = |&i: &u64| seed_of(seed_of(seed, i, Purpose::SamplePath), step as u64, Purpose::SamplePath);
+                let of_image =
+                    |&i: &u64| seed_of(seed_of(seed, i, Purpose::SamplePath), step as u64, Purpose::SamplePath);
                 self.noise(request.indices.iter().map(of_image))
             }),
         }
@@ -146,8 +147,7 @@ mod tests {
 
     fn generate(settings: SampleSettings) -> Generate {
         let data = LatentShape { channels: 2, height: 4, width: 4, classes: 3 };
-        let model =
-            ModelConfig { depth: 2, encoder_depth: 1, hidden: 16, heads: 2, patch: 2, ..ModelConfig::demo() };
+        let model = ModelConfig { depth: 2, encoder_depth: 1, hidden: 16, heads: 2, patch: 2, ..ModelConfig::demo() };
         let specs = layout::layout(&model, &data);
         let parameters = Parameters::init(specs, 0, Device::Cpu, Kind::Float).unwrap();
         let len = parameters.master.numel() as i64;
