@@ -140,15 +140,15 @@ fn demo() -> TrainConfig {
         model: ModelConfig::demo(),
         objective: ObjectiveConfig::default(),
         optimiser: OptimiserConfig { lr: 2e-3, warmup_steps: 50, decay_fraction: 0.3, ..Default::default() },
-        ema: EmaConfig { decay: 0.995, warmup: true },
+        ema: EmaConfig { decay: 0.99, warmup: true },
         train: ScheduleConfig {
-            steps: 1200,
+            steps: 500,
             batch: 32,
             micro_batches: 1,
             seed: 0,
             pool_blocks: 1024,
             log_every: 20,
-            checkpoint_every: 400,
+            checkpoint_every: 250,
             keep_checkpoints: 2,
         },
     }

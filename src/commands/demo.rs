@@ -24,7 +24,7 @@ pub(crate) struct DemoArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
     /// Images of each class
-    #[arg(long, value_name = "N", default_value_t = 160)]
+    #[arg(long, value_name = "N", default_value_t = 100)]
     pub(crate) per_class: usize,
     /// Training steps [default: those of the preset dupa-demo]
     #[arg(long, value_name = "N")]
