@@ -8,4 +8,5 @@ pub mod encode;
 pub mod load;
 pub mod method;
 pub mod native;
+pub mod procedural;
 pub mod train;

@@ -1,0 +1,128 @@
+//! Labelled synthetic photographs: images without a download, for the demo, the tests and the embedded autoencoder.
+//!
+//! A class is a shape with a texture and a hue; place, size, rotation, light, shadow, background and camera noise vary.
+//! Every image has edges and texture, and is a pure function of (class, seed, width, height) on every machine with the
+//! same `sin` and `cos`. Plain Rust on plain vectors: no tensors here.
+
+mod dataset;
+mod random;
+mod scene;
+mod shape;
+mod texture;
+
+pub use self::dataset::{ProceduralError, write_dataset};
+use self::random::Random;
+use self::scene::Scene;
+use self::shape::Shape;
+use self::texture::Pattern;
+
+/// The names of the classes, usable as folder names: colour, texture where it tells, shape.
+pub const CLASSES: &[&str] = &[
+    "red-disc",
+    "blue-ring",
+    "green-striped-triangle",
+    "yellow-star",
+    "orange-checker-square",
+    "violet-dotted-hexagon",
+    "cyan-striped-cross",
+    "pink-heart",
+    "brown-grain-diamond",
+    "teal-speckled-crescent",
+];
+
+/// What the images of one class share.
+#[derive(Debug)]
+struct Class {
+    shape: Shape,
+    pattern: Pattern,
+    /// In turns: 0 red, 1/3 green, 2/3 blue.
+    hue: f32,
+    /// In [0, 1].
+    saturation: f32,
+    /// How much the pattern shows, in [0, 1].
+    contrast: f32,
+}
+
+/// In the order of [`CLASSES`].
+const LOOKS: [Class; 10] = [
+    Class { shape: Shape::Disc, pattern: Pattern::Cloudy, hue: 0.0, saturation: 0.9, contrast: 0.9 },
+    Class { shape: Shape::Ring, pattern: Pattern::Rings, hue: 0.62, saturation: 0.85, contrast: 0.5 },
+    Class { shape: Shape::Triangle, pattern: Pattern::Stripes, hue: 0.34, saturation: 0.8, contrast: 0.9 },
+    Class { shape: Shape::Star, pattern: Pattern::Cloudy, hue: 0.145, saturation: 0.9, contrast: 0.6 },
+    Class { shape: Shape::Square, pattern: Pattern::Checker, hue: 0.075, saturation: 0.92, contrast: 0.9 },
+    Class { shape: Shape::Hexagon, pattern: Pattern::Dots, hue: 0.76, saturation: 0.7, contrast: 0.9 },
+    Class { shape: Shape::Cross, pattern: Pattern::Stripes, hue: 0.52, saturation: 0.75, contrast: 0.8 },
+    Class { shape: Shape::Heart, pattern: Pattern::Waves, hue: 0.92, saturation: 0.6, contrast: 0.5 },
+    Class { shape: Shape::Diamond, pattern: Pattern::Grain, hue: 0.06, saturation: 0.6, contrast: 0.9 },
+    Class { shape: Shape::Crescent, pattern: Pattern::Speckle, hue: 0.46, saturation: 0.75, contrast: 0.8 },
+];
+
+/// One photograph of class `class` (an index into [`CLASSES`], taken modulo their number): interleaved RGB,
+/// `width * height * 3` bytes, row by row from the top. A size of zero gives no bytes.
+pub fn image(class: usize, seed: u64, width: usize, height: usize) -> Vec<u8> {
+    let class = class % LOOKS.len();
+    Scene::draw(&LOOKS[class], &mut Random::new(seed, class as u64), width, height).render()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn every_class_has_a_look_and_a_name_of_its_own() {
+        assert_eq!(CLASSES.len(), LOOKS.len());
+        let distinct: std::collections::BTreeSet<_> = CLASSES.iter().collect();
+        assert_eq!(distinct.len(), CLASSES.len());
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_image_and_another_seed_or_class_another() {
+        let first = image(3, 9, 40, 30);
+        assert_eq!(first, image(3, 9, 40, 30));
+        assert_ne!(first, image(3, 10, 40, 30));
+        assert_ne!(first, image(4, 9, 40, 30));
+    }
+
+    /// Mean absolute difference between horizontal neighbours, in u8 steps: 0 for a flat image.
+    fn roughness(rgb: &[u8], width: usize) -> f64 {
+        let pairs = rgb.chunks(width * 3).flat_map(|row| row.iter().zip(&row[3..]));
+        let (sum, count) = pairs.fold((0u64, 0u64), |(sum, n), (a, b)| (sum + u64::from(a.abs_diff(*b)), n + 1));
+        sum as f64 / count as f64
+    }
+
+    #[test]
+    fn every_image_has_texture_and_an_edge() {
+        for class in 0..CLASSES.len() {
+            for seed in 0..8 {
+                let rgb = image(class, seed, 96, 80);
+                assert!(roughness(&rgb, 96) > 1.0, "{class} {seed} is flat");
+                let steepest = rgb
+                    .chunks(96 * 3)
+                    .flat_map(|row| row.iter().zip(&row[6..]).map(|(a, b)| a.abs_diff(*b)).collect::<Vec<_>>())
+                    .max();
+                assert!(steepest > Some(40), "{class} {seed} has no edge: {steepest:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_mean_colour_of_the_shape_tells_red_from_blue() {
+        // Hue is the class's own: over many images the red channel leads in one and the blue in the other.
+        let lead = |class| {
+            (0..20).fold(0i64, |sum, seed| {
+                let rgb = image(class, seed, 64, 64);
+                rgb.chunks(3).fold(sum, |sum, p| sum + i64::from(p[0]) - i64::from(p[2]))
+            })
+        };
+        assert!(lead(0) > 0 && lead(1) < 0, "{} {}", lead(0), lead(1));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+        #[test]
+        fn any_size_gives_that_many_pixels(class: usize, seed: u64, width in 0usize..70, height in 0usize..70) {
+            prop_assert_eq!(image(class, seed, width, height).len(), width * height * 3);
+        }
+    }
+}
