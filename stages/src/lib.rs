@@ -8,5 +8,6 @@ pub mod encode;
 pub mod load;
 pub mod method;
 pub mod native;
+pub mod nets;
 pub mod procedural;
 pub mod train;
