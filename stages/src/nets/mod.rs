@@ -3,4 +3,5 @@
 //! Weights come from safetensors through [`weights`], strictly: every missing, unexpected or misshapen tensor is
 //! named in one message. Nothing here draws random numbers or trains; the method's own network is not here.
 
+pub mod autoencoder;
 pub mod weights;
