@@ -259,8 +259,8 @@ fn held_out(i: usize) -> Tensor {
 struct Latents {
     channel_mean: Vec<f64>,
     channel_std: Vec<f64>,
+    /// Over all channels.
     mean: f64,
-    /// Around zero, as the shift is zero.
     std: f64,
 }
 
@@ -279,7 +279,7 @@ fn latent_statistics(net: &AutoencoderKl) -> Result<Latents, Failure> {
         channel_mean: channels(draws.mean_dim([0i64, 2, 3].as_slice(), false, Kind::Double))?,
         channel_std: channels(draws.std_dim([0i64, 2, 3].as_slice(), true, false))?,
         mean: draws.mean(Kind::Double).double_value(&[]),
-        std: draws.square().mean(Kind::Double).sqrt().double_value(&[]),
+        std: draws.std(true).double_value(&[]),
     })
 }
 
@@ -324,16 +324,20 @@ fn readme(
     )?;
     writeln!(
         text,
-        "Recipe: a start that is bilinear shrinking and enlarging, fresh images at every step, batch {BATCH} of {CROP}-pixel crops at varied scale, AdamW with peak {PEAK_LR}, {WARM_UP_STEPS} steps"
+        "Recipe: a start that is bilinear shrinking and enlarging, fresh images at every step, batch {BATCH} of"
     )?;
     writeln!(
         text,
-        "of warm-up and cosine decay, {steps} steps in {} minutes on 2 CPU cores, f32; loss L1 + {MSE_WEIGHT} MSE + {KL_WEIGHT} KL on a",
+        "{CROP}-pixel crops at varied scale, AdamW with peak {PEAK_LR}, {WARM_UP_STEPS} steps of warm-up and cosine decay,"
+    )?;
+    writeln!(
+        text,
+        "{steps} steps in {} minutes on the CPU, f32; loss L1 + {MSE_WEIGHT} MSE + {KL_WEIGHT} KL on a draw from",
         options.minutes
     )?;
     writeln!(
         text,
-        "draw from the posterior. The steps that fit the time depend on the machine, so another run gives other weights.\n"
+        "the posterior. The steps that fit the time depend on the machine, so another run gives other weights.\n"
     )?;
     writeln!(text, "Measured on {HELD_OUT} held-out procedural images of {SIDE} x {SIDE}, six of each class:\n")?;
     writeln!(text, "| | |\n|---|---|")?;
@@ -342,7 +346,7 @@ fn readme(
     writeln!(text, "| PSNR of a bicubic reduction to 32 x 32 and back | {bicubic_psnr:.2} dB |")?;
     writeln!(text, "| latent mean, per channel (unscaled draws) | {} |", per_channel(&latents.channel_mean))?;
     writeln!(text, "| latent std, per channel | {} |", per_channel(&latents.channel_std))?;
-    writeln!(text, "| latent mean, root mean square over all channels | {:+.3}, {:.3} |", latents.mean, latents.std)?;
-    writeln!(text, "| scaling_factor = 1 / root mean square; shift_factor | {:.5}; 0 |", net.scaling_factor())?;
+    writeln!(text, "| latent mean and std over all channels | {:+.3}, {:.3} |", latents.mean, latents.std)?;
+    writeln!(text, "| scaling_factor = 1 / std; shift_factor | {:.5}; 0 |", net.scaling_factor())?;
     Ok(text)
 }

@@ -10,5 +10,4 @@ pub mod method;
 pub mod native;
 pub mod nets;
 pub mod procedural;
-pub mod sample;
 pub mod train;

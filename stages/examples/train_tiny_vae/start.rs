@@ -7,7 +7,8 @@
 //! Two facts make the path linear in spite of the normalisation and the SiLU before each output convolution.
 //! silu(x) - silu(-x) = x, so each colour passes as a pair (x, -x). And a pair of constants (c, -c) in the same group,
 //! large beside the colours, keeps the group's mean at zero and its deviation the same for all images. The latter needs
-//! groups of four channels, so 16 channels have four groups: with groups of two, brightness cannot pass at all.
+//! groups of four channels, so 16 channels have four groups: in a group of two, normalising takes the mean and the scale
+//! of the pair, and with them the brightness of a flat image.
 
 use std::f64::consts::FRAC_1_SQRT_2;
 

@@ -100,12 +100,11 @@ impl<'a> Scene<'a> {
                 grain ^= grain << 13;
                 grain ^= grain >> 17;
                 grain ^= grain << 5;
-                let luma = (grain >> 24) as f32 - 127.5;
-                for (channel, value) in colour.into_iter().enumerate() {
-                    let chroma = (grain >> (8 * channel) & 0xff) as f32 - 127.5;
-                    let noisy = value * 255.0 + self.grain * (1.4 * luma + 0.8 * chroma);
-                    rgb.push((noisy + 0.5).clamp(0.0, 255.0) as u8);
-                }
+                let byte = |shift: u32| (grain >> shift & 0xff) as i32 as f32 - 127.5;
+                let luma = 1.4 * byte(24);
+                // The cast of a float to u8 clamps.
+                let level = |i: usize| colour[i] * 255.0 + self.grain * (luma + 0.8 * byte(8 * i as u32)) + 0.5;
+                rgb.extend_from_slice(&[level(0) as u8, level(1) as u8, level(2) as u8]);
             }
         }
         rgb

@@ -37,7 +37,7 @@ impl Noise {
 /// Clouds over a whole image, sampled every few pixels and blended linearly between: they are smooth anyway.
 #[derive(Debug)]
 pub(super) struct Clouds {
-    step: f32,
+    per_pixel: f32,
     stride: usize,
     values: Vec<f32>,
 }
@@ -49,13 +49,14 @@ impl Clouds {
         let (stride, rows) = (size.0 / step + 2, size.1 / step + 2);
         let place = |i: usize| (i * step) as f32 * scale;
         let values = (0..rows * stride).map(|i| noise.clouds(place(i % stride), place(i / stride))).collect();
-        Self { step: step as f32, stride, values }
+        Self { per_pixel: 1.0 / step as f32, stride, values }
     }
 
     /// The clouds at a pixel of the image, 0 <= x <= width and 0 <= y <= height.
     pub(super) fn at(&self, x: f32, y: f32) -> f32 {
-        let (x, y) = (x / self.step, y / self.step);
-        let (i, j) = (floor(x), floor(y));
+        let (x, y) = (x * self.per_pixel, y * self.per_pixel);
+        // Not negative, so the cast rounds down.
+        let (i, j) = (x as i32, y as i32);
         let (u, v) = (x - i as f32, y - j as f32);
         let corner = j as usize * self.stride + i as usize;
         let upper = mix(self.values[corner], self.values[corner + 1], u);

@@ -307,5 +307,5 @@ fn the_embedded_autoencoder_restores_images_that_it_was_not_trained_on() {
     assert!((0.7..1.3).contains(&squares.sqrt()), "scaled latents are {:.3}, not about 1", squares.sqrt());
 }
 
-/// 2 dB below what was measured on these very images.
-const PSNR_BOUND: f64 = 20.0;
+/// 2 dB below the 32.7 dB that were measured on these very images.
+const PSNR_BOUND: f64 = 30.7;
