@@ -142,13 +142,13 @@ fn demo() -> TrainConfig {
         optimiser: OptimiserConfig { lr: 2e-3, warmup_steps: 50, decay_fraction: 0.3, ..Default::default() },
         ema: EmaConfig { decay: 0.99, warmup: true },
         train: ScheduleConfig {
-            steps: 500,
+            steps: 600,
             batch: 32,
             micro_batches: 1,
             seed: 0,
             pool_blocks: 1024,
             log_every: 20,
-            checkpoint_every: 250,
+            checkpoint_every: 300,
             keep_checkpoints: 2,
         },
     }

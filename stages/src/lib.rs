@@ -1,6 +1,6 @@
 //! What flows through the pipeline, and what is done to it.
 //!
-//! Start with [`data`] for the nouns of every edge.
+//! Start with [`data`] for the nouns of every edge, and with [`method`] for the paper.
 
 pub mod data;
 pub mod device;
@@ -10,4 +10,5 @@ pub mod method;
 pub mod native;
 pub mod nets;
 pub mod procedural;
+pub mod sample;
 pub mod train;
