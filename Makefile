@@ -22,4 +22,5 @@ setup:
 	@.cargo/setup-libtorch.sh
 
 clean:
-	rm -rf target .libtorch
+	cargo clean
+	rm -rf .libtorch

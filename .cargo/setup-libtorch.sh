@@ -14,13 +14,15 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 version=2.11.0
 dir=.libtorch
+[ -z "${LIBTORCH:-}" ] || exit 0 # the user's own
 [ "$(cat "$dir/ready" 2>/dev/null)" = "$version" ] && exit 0
 
 fail() { echo "setup: $1" >&2; exit 1; }
 [ "$(uname -sm)" = "Linux x86_64" ] || fail "libtorch is fetched for Linux on x86-64 only; elsewhere point LIBTORCH at a libtorch $version"
 python=${PYTHON:-python3}
 "$python" -m pip --version >/dev/null 2>&1 || fail "python3 with pip is needed to fetch libtorch from PyPI (PYTHON=... picks another)"
-command -v g++ >/dev/null || fail "g++ is needed to build against libtorch"
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || fail "torch $version needs Python 3.10 or newer (PYTHON=... picks another)"
+for tool in gcc g++; do command -v $tool >/dev/null || fail "$tool is needed to build against libtorch"; done
 
 echo "setup: fetching libtorch $version from PyPI into $dir (540 MB, once)" >&2
 rm -rf "$dir"

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
+use stages::load::plan::DEFAULT_POOL_BLOCKS;
 use stages::method::config::{Backbone, LatentShape, ModelConfig, ObjectiveConfig};
 use stages::method::ema::EmaConfig;
 use stages::train::config::{ScheduleConfig, TrainConfig};
@@ -23,12 +24,14 @@ pub(crate) struct DataConfig {
     pub(crate) dataset: String,
     /// Channels, rows, columns, classes.
     pub(crate) latent: LatentShape,
-    /// Factor that was applied to the latents.
+    /// Factor between what the autoencoder gives and what the network sees.
     pub(crate) scaling_factor: f64,
-    /// Shift that was taken off before.
+    /// Shift that is taken off before.
     pub(crate) shift_factor: f64,
-    /// The autoencoder that made them.
+    /// The autoencoder that made them: `tiny` or a directory.
     pub(crate) vae: String,
+    /// Hash of its weights.
+    pub(crate) vae_xxh3: String,
     /// Names of the classes, by index.
     pub(crate) class_names: Vec<String>,
 }
@@ -126,7 +129,7 @@ pub(crate) fn preset(name: &str) -> Result<TrainConfig> {
             batch: 256,
             micro_batches: 1,
             seed: 0,
-            pool_blocks: 1024,
+            pool_blocks: DEFAULT_POOL_BLOCKS as u64,
             log_every: 100,
             checkpoint_every: 50_000,
             keep_checkpoints: 3,
@@ -142,13 +145,13 @@ fn demo() -> TrainConfig {
         optimiser: OptimiserConfig { lr: 2e-3, warmup_steps: 50, decay_fraction: 0.3, ..Default::default() },
         ema: EmaConfig { decay: 0.99, warmup: true },
         train: ScheduleConfig {
-            steps: 600,
+            steps: 500,
             batch: 32,
             micro_batches: 1,
             seed: 0,
-            pool_blocks: 1024,
+            pool_blocks: DEFAULT_POOL_BLOCKS as u64,
             log_every: 20,
-            checkpoint_every: 300,
+            checkpoint_every: 250,
             keep_checkpoints: 2,
         },
     }

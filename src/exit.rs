@@ -6,7 +6,7 @@
 //! | 2 | the user can mend it; the message says how |
 //! | 3 | data on disk are corrupt |
 //! | 101 | a bug |
-//! | 130 | stopped by a signal, everything saved; the same command continues |
+//! | 130 | stopped by Ctrl-C or SIGTERM, everything saved; after a second signal: stopped at once |
 
 use std::any::Any;
 use std::error::Error;
@@ -66,9 +66,13 @@ pub(crate) fn code_of(ended: std::thread::Result<Result<Outcome>>) -> ExitCode {
 }
 
 fn fail(text: &str, code: u8) -> ExitCode {
+    if text.starts_with("failed printing to stdout") {
+        // Whoever read our output has read enough, as in `pipeline inspect DATA | head`.
+        return ExitCode::SUCCESS;
+    }
     if OUT_OF_MEMORY.iter().any(|sign| text.contains(sign)) {
         eprintln!(
-            "error: out of memory; use a smaller batch, or more train.micro_batches ({})",
+            "error: out of memory; use a smaller --batch (in training --set train.micro_batches=N) ({})",
             text.lines().next().unwrap_or_default()
         );
         return ExitCode::from(2);

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::program::{images, refuse, succeed};
+use crate::program::{images, refuse, run as run_program, succeed};
 
 #[test]
 fn a_folder_that_is_missing_or_empty_is_named() {
@@ -41,4 +41,30 @@ fn unknown_presets_and_keys_name_the_nearest_and_a_run_of_another_configuration_
     let small = "--preset dupa-demo --set train.batch=4 --set model.hidden=32";
     succeed(&format!("train --data {{}} --run {{}} --steps 1 {small}"), &[&data, &run]);
     refuse(&format!("train --data {{}} --run {{}} --steps 1 {small} --set ema.decay=0.5"), &[&data, &run], "ema.decay");
+}
+
+#[test]
+fn damaged_data_end_with_exit_code_3_and_the_name_of_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = images(folder.path(), 2, 4);
+    let (data, run) = (folder.path().join("data"), folder.path().join("run"));
+    succeed("encode --images {} --out {} --size 64", &[&images, &data]);
+    let shard = data.join("shard-00000.lat");
+    let mut bytes = fs::read(&shard).unwrap();
+    // Blocks begin behind the padded header; the first frame is longer than this.
+    bytes[4096 + 40] ^= 1;
+    fs::write(&shard, bytes).unwrap();
+    for (line, paths) in [
+        ("inspect {} --all", vec![data.as_path()]),
+        ("train --data {} --run {} --preset dupa-demo --steps 1 --set train.batch=4", vec![&data, &run]),
+    ] {
+        let output = run_program(line, &paths);
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(3), "{stderr}");
+        assert!(stderr.contains("shard-00000.lat") && stderr.contains("block 0"), "{stderr}");
+    }
+    fs::remove_file(&shard).unwrap();
+    let output = run_program("encode --images {} --out {} --size 64", &[&images, &data]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("shard-00000.lat"));
 }

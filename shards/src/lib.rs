@@ -72,7 +72,7 @@
 //!
 //! `dtype` is `f16` or `f32`; `semantics` is `posterior_mean`, `posterior_logvar`, `posterior_std` or `sample`; `level` is there where the codec
 //! is not `none`. A column whose name ends in `_flip` holds the latents of the mirrored image. Bits of `flags`: 1 PNG, 2 CMYK or
-//! YCCK, 4 one channel, 8 decoder warning; a reader ignores the others.
+//! YCCK, 4 one channel, 8 alpha, dropped without compositing; a reader ignores the others.
 //!
 //! **Checksums.** `header_xxh3`, `footer_xxh3` and `tail_xxh3` are checked when a shard is opened, the one of a frame whenever it is read and
 //! before it is inflated, `body_xxh3` by [`ShardReader::verify`]. Together they cover every byte but the prefix, whose fields are each

@@ -29,6 +29,12 @@ pub(crate) struct DemoArgs {
     /// Training steps [default: those of the preset dupa-demo]
     #[arg(long, value_name = "N")]
     pub(crate) steps: Option<u64>,
+    /// Samples of each class in the grid
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub(crate) samples_per_class: u64,
+    /// Evaluations of the velocity for a sample. The small model's field is smooth: more than these change little
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    pub(crate) sample_steps: usize,
     /// Seed of the images, of training and of sampling
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub(crate) seed: u64,
@@ -116,12 +122,11 @@ fn sample_args(args: &DemoArgs, run: &Path, out: &Path) -> SampleArgs {
     SampleArgs {
         run: run.to_path_buf(),
         out: out.to_path_buf(),
-        count: 8 * procedural::CLASSES.len() as u64,
+        count: args.samples_per_class * procedural::CLASSES.len() as u64,
         classes: Vec::new(),
         labels: LabelsArg::Balanced,
         sampler: SamplerArg::Sde,
-        // The small model's field is smooth: more steps than these change little.
-        steps: 100,
+        steps: args.sample_steps,
         cfg: 2.0,
         interval: vec![0.0, 1.0],
         vae: None,

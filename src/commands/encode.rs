@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use pipeline::{BoxError, Flow, Report, Runtime, Worker};
 use serde_json::{Value, json};
-use stages::device::parse_devices;
+use stages::device::{arithmetic, parse_devices};
 use stages::encode::crop::{AdmCrop, Resize};
 use stages::encode::decode::{self, Decode};
 use stages::encode::gather::{Gather, Layout};
@@ -36,7 +36,7 @@ pub(crate) struct EncodeArgs {
     #[arg(long, value_name = "VAE", default_value = "tiny")]
     pub(crate) vae: String,
     /// Side of the square that is cropped from each image, in pixels
-    #[arg(long, value_name = "PIXELS", default_value_t = 256)]
+    #[arg(long, value_name = "PIXELS", default_value_t = 256, value_parser = size_in_range)]
     pub(crate) size: usize,
     /// Resampling: the very bytes of Pillow 12, or faster
     #[arg(long, value_enum, default_value_t = ResizeArg::Exact)]
@@ -104,6 +104,12 @@ impl EncodeArgs {
     }
 }
 
+/// Larger crops than these are no latents that anything here trains on, and would exhaust memory.
+fn size_in_range(text: &str) -> Result<usize, String> {
+    let size = text.parse().ok().filter(|size| (8..=4096).contains(size));
+    size.ok_or_else(|| "must be a number of pixels from 8 to 4096".to_owned())
+}
+
 pub(crate) fn run(args: &EncodeArgs, runtime: &Runtime) -> Result<Outcome> {
     let list = ImageList::scan(&args.images)?.permuted(args.shuffle_seed);
     let list = match args.limit {
@@ -138,8 +144,8 @@ pub(crate) fn run(args: &EncodeArgs, runtime: &Runtime) -> Result<Outcome> {
         json!({
             "batch": batch,
             "threads": if cuda { Value::Null } else { vae::INTRA_OP_THREADS.into() },
-            "arithmetic": vae::arithmetic(devices[0]),
-            "precision": "f32",
+            "arithmetic": arithmetic(devices[0]),
+            "precision": if cuda { "f32, TF32 convolutions where libtorch chooses them" } else { "f32" },
         }),
     )?;
     let writer = match WriteShards::open(&args.out, recipe, &list)? {
@@ -163,6 +169,7 @@ pub(crate) fn run(args: &EncodeArgs, runtime: &Runtime) -> Result<Outcome> {
     #[rustfmt::skip]
     let finished = Flow::from(ListImages::starting_at(list, first)) //                -> ImageRef
         .then(decoder).workers(workers)                             //                -> Decoded       u8 [H, W, 3]
+        .depth(1) // whole pictures: one may wait, beside the one that each worker is at
         .then(AdmCrop::to(args.size, resize)).workers(workers)      //                -> Decoded       u8 [S, S, 3]
         .regroup(Gather::new(layout, args.size))                    //                -> PixelBatch    u8 [B, 3, S, S]
         .then(VaeEncode::on(choice, devices, batch)).workers(gpus)  //                -> MomentsBatch  f16 mean, logvar [B, C, h, w]
@@ -236,8 +243,10 @@ fn outcome(written: &Written, out: &Path, total: u64) -> Outcome {
     let Written { samples, shards, skipped, complete } = written;
     if !complete {
         return Outcome::Interrupted(format!(
-            "stopped: {samples} of {total} images are in {shards} finished shards of {}; run the same command to continue",
-            out.display()
+            "stopped: {samples} of {total} images are in {shards} finished shards of {}; run the same command to \
+             {}",
+            out.display(),
+            if *shards > 0 { "continue after them" } else { "begin again" }
         ));
     }
     println!("encoded {samples} images into {shards} shards in {}", out.display());

@@ -9,7 +9,7 @@ use serde::Serialize;
 use stages::device::{parse_devices, parse_precision};
 use stages::load::feed::Scaling;
 use stages::method::layout::layout;
-use stages::method::sampler::{Guidance, Method};
+use stages::method::sampler::{Guidance, Integrator};
 use stages::nets::autoencoder::VaeChoice;
 use stages::sample::decode::DecodeLatents;
 use stages::sample::generate::{Generate, SampleSettings, Weights};
@@ -109,8 +109,7 @@ pub(crate) fn run(args: &SampleArgs, runtime: &Runtime) -> Result<Outcome> {
     let settings = settings(args)?;
     let devices = parse_devices(&args.devices)?;
     let kind = parse_precision(&args.precision, devices[0])?;
-    let vae_name = args.vae.clone().unwrap_or_else(|| config.data.vae.clone());
-    let vae = VaeChoice::parse(&vae_name)?;
+    let (vae, vae_name) = autoencoder(args, &config)?;
 
     let average = checkpoint::load_average(&path, &layout(&config.model, &latent))?;
     let weights = Weights::new(config.model, latent, &average);
@@ -118,10 +117,10 @@ pub(crate) fn run(args: &SampleArgs, runtime: &Runtime) -> Result<Outcome> {
         LabelsArg::Random => Labels::Random,
         LabelsArg::Balanced => Labels::Balanced,
     };
-    // A row of the grid is a class where the images of a class stand together.
+    // A row of the grid is a class where every class has as many images.
     let columns = match args.labels {
-        LabelsArg::Balanced => args.count.div_ceil(classes.len() as u64),
-        LabelsArg::Random => (args.count as f64).sqrt().ceil() as u64,
+        LabelsArg::Balanced if args.count.is_multiple_of(classes.len() as u64) => args.count / classes.len() as u64,
+        _ => (args.count as f64).sqrt().ceil() as u64,
     };
     let write = WriteSamples::create(&args.out, args.count, columns as usize)
         .with_context(|| format!("cannot make {}", args.out.display()))?;
@@ -151,12 +150,15 @@ pub(crate) fn run(args: &SampleArgs, runtime: &Runtime) -> Result<Outcome> {
         })
         .run(runtime)?;
 
+    if finished.interrupted {
+        let done = finished.output;
+        return Ok(Outcome::Interrupted(format!(
+            "stopped after {done} of {count} images; the same command makes them again, to the same pixels"
+        )));
+    }
     let record_path = args.out.join("samples.json");
     std::fs::write(&record_path, serde_json::to_string_pretty(&record)?)
         .with_context(|| format!("cannot write {}", record_path.display()))?;
-    if finished.interrupted {
-        return Ok(Outcome::Interrupted(format!("stopped after {} of {count} images", finished.output)));
-    }
     println!("wrote {} images to {}", finished.output, args.out.display());
     Ok(Outcome::Done)
 }
@@ -171,17 +173,40 @@ fn classes(args: &SampleArgs, known: i64) -> Result<Vec<i64>> {
     Ok(if args.classes.is_empty() { (0..known).collect() } else { args.classes.clone() })
 }
 
+/// The autoencoder of --vae, or else the one that made the training data, which must be the very same.
+fn autoencoder(args: &SampleArgs, config: &RunConfig) -> Result<(VaeChoice, String)> {
+    if let Some(name) = &args.vae {
+        return Ok((VaeChoice::parse(name)?, name.clone()));
+    }
+    let (name, wanted) = (&config.data.vae, &config.data.vae_xxh3);
+    if name.is_empty() {
+        bail!("the training data do not say which autoencoder made them; name it with --vae");
+    }
+    let choice = VaeChoice::parse(name).context("the autoencoder of the training data; name one with --vae")?;
+    let found = format!("{:016x}", choice.open(parse_devices("cpu")?[0])?.identity().weights_xxh3);
+    if found != *wanted {
+        bail!(
+            "{name} holds other weights ({found}) than made the training data ({wanted}); name the right autoencoder \
+             with --vae"
+        );
+    }
+    Ok((choice, name.clone()))
+}
+
 fn settings(args: &SampleArgs) -> Result<SampleSettings> {
     if args.steps == 0 {
         bail!("--steps 0 integrates nothing");
     }
     let [low, high] = args.interval[..] else { bail!("--interval takes two times, for example 0,0.7") };
-    if !(low <= high && args.cfg.is_finite()) {
-        bail!("--interval {low},{high} with --cfg {}: the first time must not exceed the second", args.cfg);
+    if low > high {
+        bail!("--interval {low},{high}: the first time must not exceed the second");
+    }
+    if !(args.cfg >= 1.0 && args.cfg.is_finite()) {
+        bail!("--cfg {} must be at least 1, which is no guidance", args.cfg);
     }
     let sampler = match args.sampler {
-        SamplerArg::Sde => Method::Sde,
-        SamplerArg::Ode => Method::Ode,
+        SamplerArg::Sde => Integrator::Sde,
+        SamplerArg::Ode => Integrator::Ode,
     };
     let guidance = Guidance { scale: args.cfg, low, high };
     Ok(SampleSettings { sampler, steps: args.steps, guidance, seed: args.seed })

@@ -7,14 +7,14 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use pipeline::Runtime;
 use shards::{Dataset, Io};
-use stages::device::{parse_devices, parse_precision};
+use stages::device::{parse_devices, parse_precision, training_arithmetic};
 use stages::load::feed::Scaling;
 use stages::load::inflate::LatentColumns;
 use stages::load::plan::Cursor;
 use stages::load::{self, LEAST_PREFETCH, LoadConfig, LoadMemory};
 use stages::method::config::LatentShape;
 use stages::method::layout::parameter_count;
-use stages::train::checkpoint;
+use stages::train::checkpoint::{self, Marks};
 use stages::train::run_dir::RunDir;
 use stages::train::sink::{TrainSteps, TrainSummary};
 use stages::train::step::Trainer;
@@ -96,26 +96,33 @@ pub(crate) fn run(args: &TrainArgs, runtime: &Runtime) -> Result<Outcome> {
         return Ok(Outcome::Done);
     }
 
-    run_dir.begin(&resolved.to_toml()?)?;
-    let mut trainer = Trainer::new(config.clone(), resolved.data.latent, device, kind)?;
-    if let Some((step, path)) = &newest {
-        checkpoint::load(&mut trainer, path, &resolved.data.dataset)?;
-        eprintln!("continuing {} at step {step}", args.run.display());
-    }
-    run_dir.rewind_metrics(first_batch)?;
     let steps = config.train.steps;
-    if first_batch >= steps {
-        eprintln!("{} is complete: {first_batch} of {steps} steps; a larger --steps goes on", args.run.display());
+    if first_batch > 0 && first_batch >= steps {
+        println!("{} is complete: it has done {first_batch} steps of {steps}", args.run.display());
         return Ok(Outcome::Done);
     }
+    let batches = load::batches(&dataset, &load)?;
+    let mut trainer = Trainer::new(config, resolved.data.latent, device, kind)?;
+    let arithmetic = training_arithmetic(device, kind);
+    if let Some((step, path)) = &newest {
+        let other = checkpoint::load(&mut trainer, path, &resolved.data.dataset, &arithmetic)?;
+        eprintln!("continuing {} at step {step}", args.run.display());
+        if let Some(other) = other {
+            eprintln!("warning: the run was on {other} and goes on {arithmetic}: results will differ by rounding");
+        }
+    }
+    // Nothing that is refused above leaves a run behind.
+    run_dir.begin(&resolved.to_toml()?)?;
+    run_dir.rewind_metrics(first_batch)?;
 
     let mut progress = Progress::new();
     let on_metrics = Box::new(move |metrics: &_| progress.line(&show::metrics_line(metrics, steps)));
-    let scaling = Scaling { factor: resolved.data.scaling_factor, shift: resolved.data.shift_factor };
-    let identity = resolved.data.dataset.clone();
-    let finished = load::batches(&dataset, &load)? //                 -> HostBatch   f16 mean, logvar [B, C, h, w]
-        .into(TrainSteps::new(trainer, scaling, run_dir, identity, runtime.interrupt().clone(), on_metrics))
-        .run(runtime)?;
+    let scaling = Scaling::of(&dataset.manifest.schema);
+    let marks = Marks { data: resolved.data.dataset.clone(), arithmetic };
+    let finished =
+        batches //                                         -> HostBatch   f16 mean, logvar [B, C, h, w]
+            .into(TrainSteps::new(trainer, scaling, run_dir, marks, runtime.interrupt().clone(), on_metrics))
+            .run(runtime)?;
 
     eprint!("{}", show::report_lines(&finished.report));
     Ok(outcome(&finished.output, &args.run, steps))
@@ -166,13 +173,20 @@ fn data_config(dataset: &Dataset, place: &Path) -> Result<DataConfig> {
     let manifest = &dataset.manifest;
     let columns = LatentColumns::of(&manifest.schema).with_context(|| place.display().to_string())?;
     let [channels, height, width] = columns.shape.map(|side| side as i64);
-    let scaling = Scaling::of(&manifest.schema);
+    let of_vae = |key: &str| {
+        let value = manifest.provenance.get("vae").and_then(|vae| vae.get(key)?.as_str());
+        value.unwrap_or_default().to_owned()
+    };
+    if manifest.classes.is_empty() {
+        bail!("{}: the dataset names no classes, and training is conditioned on them", place.display());
+    }
     Ok(DataConfig {
         dataset: format!("{:016x}", dataset.hash()),
         latent: LatentShape { channels, height, width, classes: manifest.classes.len() as i64 },
-        scaling_factor: scaling.factor,
-        shift_factor: scaling.shift,
-        vae: manifest.provenance.get("vae").and_then(|vae| vae.get("name")?.as_str()).unwrap_or_default().to_owned(),
+        scaling_factor: manifest.schema.scaling_factor,
+        shift_factor: manifest.schema.shift_factor,
+        vae: of_vae("name"),
+        vae_xxh3: of_vae("weights_xxh3"),
         class_names: manifest.classes.clone(),
     })
 }

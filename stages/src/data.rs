@@ -1,10 +1,10 @@
-//! The nouns of every edge: what one stage hands to the next.
+//! The nouns of the edges of encode and load: what one stage hands to the next. Those of sampling lie with its stages.
 //!
 //! Each type says its shape, dtype, value range and units. Host data are `ndarray` arrays or plain vectors and may
 //! cross threads; tensors are made by the thread that owns their device, and never appear before [`LatentBatch`].
 //!
 //! ```text
-//! encode   ImageRef -> Pixels -> Pixels (cropped) -> PixelBatch -> MomentsBatch -> shards
+//! encode   ImageRef -> Decoded -> Decoded (cropped) -> PixelBatch -> MomentsBatch -> shards
 //! load     BlockTicket -> MomentsBlock -> HostBatch -> LatentBatch
 //! ```
 //!

@@ -79,8 +79,35 @@ pub fn parse_precision(text: &str, device: Device) -> Result<Kind, DeviceError> 
     }
 }
 
+/// The kind of processor that computes, as far as it decides roundings: `cuda`, or the CPU's widest vector instructions.
+pub fn arithmetic(device: Device) -> String {
+    if device != Device::Cpu {
+        return "cuda".to_owned();
+    }
+    #[cfg(target_arch = "x86_64")]
+    let vectors = match () {
+        () if std::arch::is_x86_feature_detected!("avx512f") => "avx512",
+        () if std::arch::is_x86_feature_detected!("avx2") => "avx2",
+        () => "sse",
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let vectors = "native";
+    format!("cpu {} {vectors}", std::env::consts::ARCH)
+}
+
+/// What decides the bits of a training run besides its configuration: processor, dtype and intra-op threads.
+pub fn training_arithmetic(device: Device, kind: Kind) -> String {
+    let threads = if device.is_cuda() { String::new() } else { format!(", {} threads", tch::get_num_threads()) };
+    format!("{}, {kind:?}{threads}", arithmetic(device))
+}
+
 fn load_cuda() -> Result<(), DeviceError> {
     let folder = torch_lib().ok_or_else(|| DeviceError::NoCudaLibrary("no torch was found".to_owned()))?;
+    // The two sides of libtorch share structures: another version would corrupt memory, not fail.
+    let version = std::fs::read_to_string(folder.join("../version.py")).unwrap_or_default();
+    if !version.lines().any(|line| line.starts_with("__version__") && line.contains("2.11.0")) {
+        return Err(DeviceError::NoCudaLibrary(format!("{} is not the lib folder of torch 2.11.0", folder.display())));
+    }
     open_library(&folder.join("libtorch_cuda.so")).map_err(|e| DeviceError::NoCudaLibrary(e.to_string()))
 }
 
@@ -90,7 +117,8 @@ fn torch_lib() -> Option<PathBuf> {
     }
     // Finds the package without importing it, which would take seconds.
     let script = "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])";
-    let output = Command::new("python3").args(["-c", script]).output().ok()?;
+    // Isolated: a folder `torch` that happens to lie in the current one is no package.
+    let output = Command::new("python3").args(["-I", "-c", script]).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     let folder = Path::new(text.trim()).join("lib");
     (output.status.success() && folder.is_dir()).then_some(folder)

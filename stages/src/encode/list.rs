@@ -135,6 +135,7 @@ impl ImageList {
         }
 
         let mut keys = Vec::new();
+        let mut without_images = None;
         let root_id = canonical(root)?;
         for (label, folder) in class_folders.iter().enumerate() {
             let before = keys.len();
@@ -142,18 +143,16 @@ impl ImageList {
             walk.folder(&folder.path, &folder.name)?;
             keys.extend(walk.found.into_iter().map(|key| (key, label)));
             ignored += walk.ignored;
-            // A tree without any image is reported as such below.
-            if keys.len() == before && !keys.is_empty() {
-                return Err(ListError::EmptyClass { path: folder.path.clone(), ignored: walk.ignored });
+            if keys.len() == before {
+                without_images
+                    .get_or_insert(ListError::EmptyClass { path: folder.path.clone(), ignored: walk.ignored });
             }
         }
         if keys.is_empty() {
             return Err(ListError::Empty { path: root.to_owned(), ignored });
         }
-        if let Some((_, label)) = keys.first()
-            && *label > 0
-        {
-            return Err(ListError::EmptyClass { path: class_folders[0].path.clone(), ignored });
+        if let Some(error) = without_images {
+            return Err(error);
         }
         if u32::try_from(keys.len()).is_err() || i32::try_from(class_folders.len()).is_err() {
             return Err(ListError::TooMany { path: root.to_owned(), count: keys.len(), classes: class_folders.len() });

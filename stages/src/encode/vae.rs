@@ -138,19 +138,3 @@ pub fn latent_shape(vae: &AutoencoderKl, size: usize) -> [usize; 3] {
     let side = size / vae.downsample() as usize;
     [vae.latent_channels() as usize, side, side]
 }
-
-/// The kind of processor that computes, as far as it decides roundings: `cuda`, or the CPU's widest vector instructions.
-pub fn arithmetic(device: Device) -> String {
-    if device != Device::Cpu {
-        return "cuda".to_owned();
-    }
-    #[cfg(target_arch = "x86_64")]
-    let vectors = match () {
-        () if std::arch::is_x86_feature_detected!("avx512f") => "avx512",
-        () if std::arch::is_x86_feature_detected!("avx2") => "avx2",
-        () => "sse",
-    };
-    #[cfg(not(target_arch = "x86_64"))]
-    let vectors = "native";
-    format!("cpu {} {vectors}", std::env::consts::ARCH)
-}

@@ -19,7 +19,7 @@ use ndarray::Array4;
 use pipeline::{BoxError, End, Sink};
 use serde_json::Value;
 use shards::{
-    Codec, Column, DType, Header, Io, MANIFEST, Manifest, SampleMeta, Schema, Scratch, Semantics, ShardEntry,
+    Codec, Column, DType, Dataset, Header, Io, MANIFEST, Manifest, SampleMeta, Schema, Scratch, Semantics, ShardEntry,
     ShardError, ShardReader, ShardWriter, Skipped,
 };
 
@@ -125,7 +125,7 @@ pub enum WriteError {
     #[error(transparent)]
     Decode(#[from] decode::DecodeError),
     /// The shard format's own errors.
-    #[error(transparent)]
+    #[error("{0}")]
     Shard(#[from] ShardError),
 }
 
@@ -231,6 +231,7 @@ impl WriteShards {
         if u32::try_from(total.div_ceil(recipe.layout.shard)).is_err() {
             return Err(WriteError::TooMany(total));
         }
+        recipe.schema.check(&dir.join(MANIFEST))?;
         let failed = |source| WriteError::Io { path: dir.to_owned(), source };
         fs::create_dir_all(dir).map_err(failed)?;
         let mut names = Vec::new();
@@ -250,6 +251,8 @@ impl WriteShards {
         if names.iter().any(|name| name == MANIFEST) {
             let manifest = Manifest::load(dir)?;
             recipe.check_same(&dir.join(MANIFEST), &manifest.schema, &manifest.provenance)?;
+            // Whether its shards are all there, and are those of the manifest.
+            Dataset::open(dir, Io::Auto)?;
             return Ok(Opened::Complete(Box::new(manifest)));
         }
 

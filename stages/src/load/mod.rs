@@ -36,7 +36,6 @@ pub mod feed;
 pub mod inflate;
 pub mod plan;
 pub mod read;
-pub mod synthetic;
 
 #[cfg(test)]
 mod properties;
@@ -115,7 +114,8 @@ pub enum LoadError {
         shard: usize,
         /// Number of the block in the shard, from 0.
         block: usize,
-        /// What is wrong, with the file. It is part of the sentence, so it is not named as the source too.
+        /// What is wrong, with the file.
+        #[source]
         cause: ShardError,
     },
     /// An f32 value that f16 cannot hold.

@@ -10,7 +10,6 @@ use pipeline::{BoxError, End, Interrupt, Runtime, Sink, Slab, Slabs, Stop};
 use proptest::prelude::*;
 use shards::{Codec, Column, DType, Dataset, Header, Io, Manifest, SampleMeta, Schema, Semantics, ShardWriter};
 
-use super::synthetic::{SyntheticBatches, SyntheticConfig};
 use super::*;
 use crate::data::HostBatch;
 
@@ -437,18 +436,4 @@ fn the_memory_figure_counts_the_pool_what_is_in_flight_and_the_batches() {
     assert_eq!(memory.pool_bytes, (1 + 6) * 8 * (sample + 8));
     assert_eq!(memory.batch_bytes, 5 * 4 * (sample + 16));
     assert_eq!(memory.order_bytes, 2 * 8 * 8);
-}
-
-#[test]
-fn synthetic_batches_are_the_same_but_for_their_number() {
-    let config =
-        SyntheticConfig { shape: [6, 2, 2, 2], classes: 4, buffers: 3, cursor: Cursor { batch: 9 }, batches: Some(7) };
-    let flow = Flow::from(SyntheticBatches::new(&config));
-    let got = flow.into(Keep::holding(1)).run(&Runtime::default()).unwrap().output;
-    assert_eq!(got.iter().map(|batch| batch.batch).collect::<Vec<_>>(), (9..16).collect::<Vec<_>>());
-    assert_eq!(got[0].labels, [0, 1, 2, 3, 0, 1]);
-    for batch in &got {
-        assert_eq!((&batch.mean, &batch.logvar, &batch.labels), (&got[0].mean, &got[0].logvar, &got[0].labels));
-        assert_eq!((batch.mean.len(), batch.shape), (48, [6, 2, 2, 2]));
-    }
 }

@@ -15,8 +15,8 @@
 //! | section 5.1, initialisation of the projector | [`layout`](mod@layout) |
 //! | Table 5, model sizes | [`config::ModelConfig`] |
 //!
-//! What the paper leaves open is decided in one place each and has a configuration key; where the choice departs
-//! from the printed text, the line says so. No I/O and no threads here: tensors in, tensors out.
+//! What the paper leaves open is decided in one place each, and where the choice departs from the printed text, the
+//! line says so. No I/O and no threads here: tensors in, tensors out.
 
 pub mod algorithm;
 pub mod config;

@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::config::{Backbone, LatentShape, ModelConfig};
 use super::layout::TIME_FEATURES;
-use super::parameters::Views;
+use super::parameters::NamedTensors;
 
 /// What one pass gives (Eq. 4).
 #[derive(Debug)]
@@ -44,7 +44,7 @@ impl Network {
     ///
     /// # Panics
     /// If a weight is missing: loading checks names and shapes before.
-    pub fn new(model: &ModelConfig, data: &LatentShape, weights: &Views) -> Self {
+    pub fn new(model: &ModelConfig, data: &LatentShape, weights: &NamedTensors) -> Self {
         let linear = |name: &str| Linear::new(weights, name);
         let label_table = weights["y_embedder.embedding_table.weight"].shallow_clone();
         let (kind, device) = (label_table.kind(), label_table.device());
@@ -136,7 +136,7 @@ struct Linear {
 }
 
 impl Linear {
-    fn new(weights: &Views, name: &str) -> Self {
+    fn new(weights: &NamedTensors, name: &str) -> Self {
         let tensor = |part: &str| weights[&format!("{name}.{part}")].shallow_clone();
         Self { weight: tensor("weight"), bias: tensor("bias") }
     }
@@ -198,7 +198,7 @@ struct Block {
 }
 
 impl Block {
-    fn new(weights: &Views, index: i64, model: &ModelConfig) -> Self {
+    fn new(weights: &NamedTensors, index: i64, model: &ModelConfig) -> Self {
         let linear = |name: &str| Linear::new(weights, &format!("blocks.{index}.{name}"));
         Self {
             heads: model.heads,
@@ -309,9 +309,9 @@ mod tests {
     }
 
     /// `stages/golden/block.safetensors`: timm's attention and MLP, every weight random.
-    fn block_golden() -> (Views, impl Fn(&str) -> Tensor) {
+    fn block_golden() -> (NamedTensors, impl Fn(&str) -> Tensor) {
         let path = format!("{}/golden/block.safetensors", env!("CARGO_MANIFEST_DIR"));
-        let golden: Views = Tensor::read_safetensors(path).unwrap().into_iter().collect();
+        let golden: NamedTensors = Tensor::read_safetensors(path).unwrap().into_iter().collect();
         let weights = golden
             .iter()
             .filter_map(|(name, tensor)| Some((name.strip_prefix("weights.")?, tensor)))

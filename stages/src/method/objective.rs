@@ -6,8 +6,8 @@ use super::path;
 
 /// Eq. 7 for the views of a batch: mean over views, images, channels and pixels of (v_theta - (eps - x_*))^2.
 ///
-/// The paper prints a sum over K and calls it an average; the mean is the loss of a batch of B K images, and differs
-/// from the sum by a factor that AdamW does not see. All tensors f32 `[N, C, h, w]`.
+/// The paper prints a sum over K and calls it an average; the mean is the loss of a batch of B K images. Against the
+/// printed sum it makes the weight of the alignment K times what lambda says there, and clipping K times as rare. All tensors f32 `[N, C, h, w]`.
 pub fn velocity_loss(velocity: &Tensor, x: &Tensor, noise: &Tensor) -> Tensor {
     (velocity - path::velocity_target(x, noise)).square().mean(Kind::Float)
 }

@@ -13,12 +13,12 @@ use super::layout::ParameterSpec;
 use crate::native::{NativeError, set_grad};
 
 /// Tensors by parameter name: views into one flat buffer.
-pub type Views = BTreeMap<String, Tensor>;
+pub type NamedTensors = BTreeMap<String, Tensor>;
 
 /// Views of a flat buffer, one for each parameter, in the layout's shapes.
-pub fn views(specs: &[ParameterSpec], flat: &Tensor) -> Views {
+pub fn views(specs: &[ParameterSpec], flat: &Tensor) -> NamedTensors {
     let mut offset = 0;
-    let mut views = Views::new();
+    let mut views = NamedTensors::new();
     for spec in specs {
         views.insert(spec.name.clone(), flat.narrow(0, offset, spec.len()).view(spec.shape.as_slice()));
         offset += spec.len();
@@ -41,7 +41,7 @@ pub struct Parameters {
     pub gradients: Tensor,
     compute: Tensor,
     compute_gradients: Tensor,
-    leaves: Views,
+    leaves: NamedTensors,
 }
 
 impl Parameters {
@@ -64,7 +64,7 @@ impl Parameters {
         } else {
             (master.to_kind(kind), gradients.to_kind(kind))
         };
-        let mut leaves = Views::new();
+        let mut leaves = NamedTensors::new();
         let mut grads = views(&specs, &compute_gradients);
         for (name, view) in views(&specs, &compute) {
             // Detached, a view is a leaf of the graph that still shares the buffer's memory.
@@ -77,7 +77,7 @@ impl Parameters {
     }
 
     /// The tensors to compute with: leaves whose gradients land in [`Self::gradients`].
-    pub fn leaves(&self) -> &Views {
+    pub fn leaves(&self) -> &NamedTensors {
         &self.leaves
     }
 
@@ -115,7 +115,7 @@ impl Parameters {
 }
 
 /// Views in the order of the layout.
-pub fn in_order<'a>(specs: &'a [ParameterSpec], views: &'a Views) -> impl Iterator<Item = &'a Tensor> {
+pub fn in_order<'a>(specs: &'a [ParameterSpec], views: &'a NamedTensors) -> impl Iterator<Item = &'a Tensor> {
     specs.iter().map(|spec| &views[&spec.name])
 }
 

@@ -1,7 +1,7 @@
 //! Integration from noise (t = 1) to data (t = 0), with the time grids of REPA. State is f64 throughout.
 //!
 //! A sampler takes a velocity field, not a network: guidance and batching are the field's business
-//! ([`Guidance`] and `sample::field`).
+//! ([`Guidance`], and `velocity` of `sample::generate`).
 
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 /// How to integrate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Method {
+pub enum Integrator {
     /// Euler-Maruyama on the reverse SDE (Eq. 1) with w_t = 2 sigma_t: the papers' default.
     Sde,
     /// Euler on the probability-flow ODE.

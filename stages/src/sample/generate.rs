@@ -10,7 +10,7 @@ use crate::method::config::{LatentShape, ModelConfig};
 use crate::method::network::Network;
 use crate::method::parameters::views;
 use crate::method::random::{self, Purpose, seed_of};
-use crate::method::sampler::{self, Guidance, Method};
+use crate::method::sampler::{self, Guidance, Integrator};
 use crate::method::{layout, network};
 use crate::native::NativeError;
 
@@ -18,7 +18,7 @@ use crate::native::NativeError;
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct SampleSettings {
     /// SDE or ODE.
-    pub sampler: Method,
+    pub sampler: Integrator,
     /// Evaluations of the velocity, guidance not counted.
     pub steps: usize,
     /// Classifier-free guidance.
@@ -116,8 +116,8 @@ impl Generate {
         let start = self.noise(request.indices.iter().map(|&i| seed_of(seed, i, Purpose::SampleStart)))?;
         let field = |x: &Tensor, t: f64| Ok(self.velocity(x, t, &labels));
         match sampler {
-            Method::Ode => sampler::euler(start, steps, field),
-            Method::Sde => sampler::euler_maruyama(start, steps, field, |step| {
+            Integrator::Ode => sampler::euler(start, steps, field),
+            Integrator::Sde => sampler::euler_maruyama(start, steps, field, |step| {
                 let of_image =
                     |&i: &u64| seed_of(seed_of(seed, i, Purpose::SamplePath), step as u64, Purpose::SamplePath);
                 self.noise(request.indices.iter().map(of_image))
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn an_image_does_not_depend_on_those_sampled_with_it() {
-        for sampler in [Method::Sde, Method::Ode] {
+        for sampler in [Integrator::Sde, Integrator::Ode] {
             let guidance = Guidance { scale: 1.5, low: 0.0, high: 0.7 };
             let mut stage = generate(SampleSettings { sampler, steps: 8, guidance, seed: 4 });
             let together = stage.process(request(&[0, 1, 2])).unwrap().latents;
@@ -178,7 +178,7 @@ mod tests {
     fn guidance_moves_the_samples_only_inside_its_interval() {
         let sample = |scale, low, high| {
             let guidance = Guidance { scale, low, high };
-            let mut stage = generate(SampleSettings { sampler: Method::Ode, steps: 4, guidance, seed: 4 });
+            let mut stage = generate(SampleSettings { sampler: Integrator::Ode, steps: 4, guidance, seed: 4 });
             stage.process(request(&[0])).unwrap().latents
         };
         assert_eq!(sample(3.0, 2.0, 3.0), sample(1.0, 0.0, 1.0));

@@ -2,7 +2,8 @@
 //!
 //! Tensors, f32: `model.<name>`, `ema.<name>`, `exp_avg.<name>`, `exp_avg_sq.<name>` for every parameter of
 //! [`crate::method::layout`], and the scalar `count`. Metadata: `format`, `step` (which is the loader's cursor too: a
-//! step consumes one global batch) and `data` (identity of the dataset). No generator state, since every draw is a
+//! step consumes one global batch), `data` (identity of the dataset) and `arithmetic` (what computed: device, dtype,
+//! kind of processor; a run that goes on elsewhere differs by rounding). No generator state, since every draw is a
 //! function of (seed, step, purpose).
 //!
 //! A file is written beside its place, synced and renamed: a checkpoint that exists is whole.
@@ -65,9 +66,17 @@ pub enum CheckpointError {
     },
 }
 
+/// What a checkpoint says of where it came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Marks {
+    /// Identity of the dataset. Another one is refused.
+    pub data: String,
+    /// Device, dtype and kind of processor. Bits are the same only on the same.
+    pub arithmetic: String,
+}
+
 /// Writes the trainer's state as `<folder>/step-<step>.safetensors` and removes all but the newest `keep`.
-/// `data` identifies the dataset.
-pub fn save(trainer: &Trainer, folder: &Path, data: &str, keep: u64) -> Result<PathBuf, CheckpointError> {
+pub fn save(trainer: &Trainer, folder: &Path, marks: &Marks, keep: u64) -> Result<PathBuf, CheckpointError> {
     let specs = trainer.parameters.specs();
     let adamw = &trainer.optimiser;
     let flats = [&trainer.parameters.master, &trainer.average, &adamw.exp_avg, &adamw.exp_avg_sq];
@@ -91,7 +100,8 @@ pub fn save(trainer: &Trainer, folder: &Path, data: &str, keep: u64) -> Result<P
     let metadata = HashMap::from([
         ("format".to_owned(), FORMAT.to_owned()),
         ("step".to_owned(), trainer.step.to_string()),
-        ("data".to_owned(), data.to_owned()),
+        ("data".to_owned(), marks.data.clone()),
+        ("arithmetic".to_owned(), marks.arithmetic.clone()),
     ]);
 
     fs::create_dir_all(folder).map_err(io_error(folder))?;
@@ -104,12 +114,24 @@ pub fn save(trainer: &Trainer, folder: &Path, data: &str, keep: u64) -> Result<P
     fs::rename(&temporary, &path).map_err(io_error(&path))?;
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(io_error(folder))?;
 
+    remove_unfinished(folder)?;
     let all = list(folder)?;
     let surplus = all.len().saturating_sub(keep as usize);
     for (_, old) in &all[..surplus] {
         fs::remove_file(old).map_err(io_error(old))?;
     }
     Ok(path)
+}
+
+/// A run that was killed while it wrote leaves a part of a checkpoint behind, under its temporary name.
+fn remove_unfinished(folder: &Path) -> Result<(), CheckpointError> {
+    for entry in fs::read_dir(folder).map_err(io_error(folder))? {
+        let path = entry.map_err(io_error(folder))?.path();
+        if path.extension().is_some_and(|extension| extension == "tmp") {
+            fs::remove_file(&path).map_err(io_error(&path))?;
+        }
+    }
+    Ok(())
 }
 
 /// The checkpoints of a folder with their steps, oldest first. A folder that does not exist holds none.
@@ -131,8 +153,14 @@ pub fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
     Ok(found)
 }
 
-/// Puts the state of a checkpoint into a trainer of the same configuration. `data` identifies the dataset.
-pub fn load(trainer: &mut Trainer, path: &Path, data: &str) -> Result<(), CheckpointError> {
+/// Puts the state of a checkpoint into a trainer of the same configuration. Returns the arithmetic of the checkpoint
+/// if it is another than `arithmetic`.
+pub fn load(
+    trainer: &mut Trainer,
+    path: &Path,
+    data: &str,
+    arithmetic: &str,
+) -> Result<Option<String>, CheckpointError> {
     let bytes = fs::read(path).map_err(io_error(path))?;
     let file = parse(path, &bytes)?;
     if file.data != data {
@@ -152,7 +180,7 @@ pub fn load(trainer: &mut Trainer, path: &Path, data: &str) -> Result<(), Checkp
     no_grad(|| adamw.count.copy_(&count));
     trainer.parameters.refresh();
     trainer.step = file.step;
-    Ok(())
+    Ok((file.arithmetic != arithmetic).then_some(file.arithmetic))
 }
 
 /// Reads the averaged weights of a checkpoint into a flat f32 buffer on the CPU, for sampling.
@@ -168,6 +196,7 @@ struct Parsed<'a> {
     tensors: SafeTensors<'a>,
     step: u64,
     data: String,
+    arithmetic: String,
 }
 
 fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<Parsed<'a>, CheckpointError> {
@@ -183,6 +212,7 @@ fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<Parsed<'a>, CheckpointError
         tensors: SafeTensors::deserialize(bytes).map_err(|e| unreadable(e.to_string()))?,
         step: step.ok_or_else(|| unreadable("no step in its metadata".to_owned()))?,
         data: metadata.get("data").cloned().unwrap_or_default(),
+        arithmetic: metadata.get("arithmetic").cloned().unwrap_or_default(),
     })
 }
 

@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::checkpoint;
+use super::checkpoint::{self, Marks};
 use super::config::{ScheduleConfig, TrainConfig};
 use super::optimiser::OptimiserConfig;
 use super::step::Trainer;
@@ -44,7 +44,7 @@ fn config(micro_batches: u64) -> TrainConfig {
 }
 
 /// A trainer whose every weight is random: with zero gates most gradients vanish and any split looks equal.
-fn trainer(micro_batches: u64, kind: Kind) -> Trainer {
+pub(super) fn trainer(micro_batches: u64, kind: Kind) -> Trainer {
     let mut trainer = Trainer::new(config(micro_batches), DATA, Device::Cpu, kind).unwrap();
     let len = trainer.parameters.master.numel() as i64;
     let noise = random::normal(&[len], Device::Cpu, 17).unwrap() * 0.1;
@@ -52,6 +52,10 @@ fn trainer(micro_batches: u64, kind: Kind) -> Trainer {
     trainer.average.copy_(&trainer.parameters.master);
     trainer.parameters.refresh();
     trainer
+}
+
+fn marks() -> Marks {
+    Marks { data: "data".to_owned(), arithmetic: "cpu".to_owned() }
 }
 
 /// Stands for the loader: batch number g is a function of g.
@@ -97,10 +101,10 @@ fn a_run_that_was_stopped_continues_bit_for_bit() {
 
         let mut first = trainer(2, kind);
         train(&mut first, 4);
-        let path = checkpoint::save(&first, folder.path(), "data", 2).unwrap();
+        let path = checkpoint::save(&first, folder.path(), &marks(), 2).unwrap();
         drop(first);
         let mut second = Trainer::new(config(2), DATA, Device::Cpu, kind).unwrap();
-        checkpoint::load(&mut second, &path, "data").unwrap();
+        assert_eq!(checkpoint::load(&mut second, &path, "data", "cpu").unwrap(), None);
         assert_eq!(second.step, 4);
         train(&mut second, 7);
 
@@ -113,7 +117,7 @@ fn a_run_that_was_stopped_continues_bit_for_bit() {
         }
         let average = checkpoint::load_average(&path, second.parameters.specs()).unwrap();
         assert!(!average.equal(&second.average));
-        checkpoint::load(&mut second, &path, "data").unwrap();
+        checkpoint::load(&mut second, &path, "data", "cpu").unwrap();
         assert!(average.equal(&second.average));
     }
 }
@@ -140,23 +144,25 @@ fn checkpoints_are_kept_newest_last_and_refuse_what_is_not_theirs() {
     let mut trainer = trainer(1, Kind::Float);
     for step in [3, 12, 5] {
         trainer.step = step;
-        checkpoint::save(&trainer, folder.path(), "data", 2).unwrap();
+        checkpoint::save(&trainer, folder.path(), &marks(), 2).unwrap();
     }
     let all = checkpoint::list(folder.path()).unwrap();
     assert_eq!(all.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [5, 12]);
     let path = &all[1].1;
 
-    let message = checkpoint::load(&mut trainer, path, "other").unwrap_err().to_string();
+    let elsewhere = checkpoint::load(&mut trainer, path, "data", "gpu").unwrap();
+    assert_eq!(elsewhere.as_deref(), Some("cpu"));
+    let message = checkpoint::load(&mut trainer, path, "other", "cpu").unwrap_err().to_string();
     assert!(message.contains("was trained on dataset data"), "{message}");
 
     let mut other = config(1);
     other.model.hidden = 16;
     let mut other = Trainer::new(other, DATA, Device::Cpu, Kind::Float).unwrap();
-    let message = checkpoint::load(&mut other, path, "data").unwrap_err().to_string();
+    let message = checkpoint::load(&mut other, path, "data", "cpu").unwrap_err().to_string();
     assert!(message.contains("this model needs"), "{message}");
 
     let bytes = std::fs::read(path).unwrap();
     std::fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
-    let message = checkpoint::load(&mut trainer, path, "data").unwrap_err().to_string();
+    let message = checkpoint::load(&mut trainer, path, "data", "cpu").unwrap_err().to_string();
     assert!(message.contains("not a readable checkpoint"), "{message}");
 }

@@ -10,7 +10,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// A run directory could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -20,7 +20,8 @@ pub struct RunDirError {
     source: io::Error,
 }
 
-/// One line of `metrics.jsonl`; losses and rates are means over the steps since the line before.
+/// One line of `metrics.jsonl`; losses and norms are means over the steps since the line before that were not
+/// skipped, and not a number (`null` in the file) if all of them were.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
     /// Optimiser steps done.
@@ -28,12 +29,16 @@ pub struct Metrics {
     /// Images seen, views not counted.
     pub images: u64,
     /// Eq. 7.
+    #[serde(deserialize_with = "null_is_nan")]
     pub velocity_loss: f64,
     /// Eq. 6.
+    #[serde(deserialize_with = "null_is_nan")]
     pub alignment_loss: f64,
     /// Cosine between views before the projector.
+    #[serde(deserialize_with = "null_is_nan")]
     pub condition_cosine: f64,
     /// Norm of the gradients before clipping.
+    #[serde(deserialize_with = "null_is_nan")]
     pub gradient_norm: f64,
     /// Steps of these that were skipped because a gradient was not finite.
     pub skipped: u64,
@@ -43,6 +48,11 @@ pub struct Metrics {
     pub images_per_s: f64,
     /// Share of the time in which the trainer waited for data.
     pub data_wait: f64,
+}
+
+/// JSON has no NaN; serde_json writes it as null.
+fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
 /// An open run directory.
@@ -55,11 +65,6 @@ impl RunDir {
     /// Names a run directory; nothing is read or made.
     pub fn at(root: &Path) -> Self {
         Self { root: root.to_path_buf() }
-    }
-
-    /// The directory.
-    pub fn root(&self) -> &Path {
-        &self.root
     }
 
     /// Where checkpoints are.
@@ -150,6 +155,17 @@ mod tests {
             images_per_s: 10.0,
             data_wait: 0.0,
         }
+    }
+
+    #[test]
+    fn a_line_of_skipped_steps_is_read_back_and_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunDir::at(folder.path());
+        run.append_metrics(&Metrics { velocity_loss: f64::NAN, skipped: 10, ..line(10) }).unwrap();
+        run.append_metrics(&line(20)).unwrap();
+        run.rewind_metrics(20).unwrap();
+        let lines = run.read_metrics().unwrap();
+        assert!(lines.len() == 2 && lines[0].velocity_loss.is_nan() && lines[0].skipped == 10);
     }
 
     #[test]

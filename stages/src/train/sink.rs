@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use pipeline::{BoxError, End, Interrupt, Sink, Slab};
 use tch::{Kind, Tensor, no_grad};
 
-use super::checkpoint;
+use super::checkpoint::{self, Marks};
 use super::run_dir::{Metrics, RunDir};
 use super::step::{StepFigures, Trainer};
 use crate::data::HostBatch;
@@ -22,7 +22,7 @@ pub struct TrainSteps {
     trainer: Trainer,
     scaling: Scaling,
     run_dir: RunDir,
-    data: String,
+    marks: Marks,
     interrupt: Interrupt,
     on_metrics: OnMetrics,
     window: Window,
@@ -40,19 +40,29 @@ pub struct TrainSummary {
 }
 
 impl TrainSteps {
-    /// `data` identifies the dataset in checkpoints. `interrupt` is looked at after every step: the run then ends at
+    /// `marks` go into every checkpoint. `interrupt` is looked at after every step: the run then ends at
     /// once, with a checkpoint, instead of training on what is still in flight.
     pub fn new(
         trainer: Trainer,
         scaling: Scaling,
         run_dir: RunDir,
-        data: String,
+        marks: Marks,
         interrupt: Interrupt,
         on_metrics: OnMetrics,
     ) -> Self {
         let window = Window::begin(&trainer);
         let saved = (trainer.step > 0).then_some(trainer.step);
-        Self { trainer, scaling, run_dir, data, interrupt, on_metrics, window, saved, idle_since: None }
+        Self {
+            trainer,
+            scaling,
+            run_dir,
+            marks,
+            interrupt,
+            on_metrics,
+            window,
+            saved,
+            idle_since: Some(Instant::now()),
+        }
     }
 
     fn step(&mut self, host: &HostBatch) -> Result<(), BoxError> {
@@ -68,7 +78,7 @@ impl TrainSteps {
     fn save(&mut self) -> Result<(), BoxError> {
         if self.saved != Some(self.trainer.step) {
             let keep = self.trainer.config.train.keep_checkpoints;
-            checkpoint::save(&self.trainer, &self.run_dir.checkpoints(), &self.data, keep)?;
+            checkpoint::save(&self.trainer, &self.run_dir.checkpoints(), &self.marks, keep)?;
             self.saved = Some(self.trainer.step);
         }
         Ok(())
@@ -132,6 +142,7 @@ impl fmt::Debug for TrainSteps {
 /// Figures of the steps since the last line, summed on the device and read back once a line.
 struct Window {
     sums: BTreeMap<&'static str, Tensor>,
+    skipped: Tensor,
     steps: u64,
     began: Instant,
     waited: Duration,
@@ -140,32 +151,30 @@ struct Window {
 impl Window {
     fn begin(trainer: &Trainer) -> Self {
         let zero = || Tensor::zeros([], (Kind::Float, trainer.device()));
-        let names = ["velocity", "alignment", "cosine", "norm", "skipped"];
+        let names = ["velocity", "alignment", "cosine", "norm"];
         let sums = names.into_iter().map(|name| (name, zero())).collect();
-        Self { sums, steps: 0, began: Instant::now(), waited: Duration::ZERO }
+        Self { sums, skipped: zero(), steps: 0, began: Instant::now(), waited: Duration::ZERO }
     }
 
     fn add(&mut self, figures: &StepFigures) {
         let StepFigures { velocity, alignment, condition_cosine, gradient_norm, skipped } = figures;
-        let values = [
-            ("velocity", velocity),
-            ("alignment", alignment),
-            ("cosine", condition_cosine),
-            ("norm", gradient_norm),
-            ("skipped", skipped),
-        ];
+        let values =
+            [("velocity", velocity), ("alignment", alignment), ("cosine", condition_cosine), ("norm", gradient_norm)];
+        // The figures of a skipped step are not finite, and would hide those of all the others.
+        let counts = skipped.eq(0.0);
         for (name, value) in values {
             if let Some(sum) = self.sums.get_mut(name) {
-                let _ = sum.g_add_(value);
+                let _ = sum.g_add_(&value.where_self(&counts, &value.zeros_like()));
             }
         }
+        let _ = self.skipped.g_add_(skipped);
         self.steps += 1;
     }
 
     fn read(&self, trainer: &Trainer) -> Metrics {
         let schedule = &trainer.config.train;
-        let sum = |name: &str| self.sums[name].double_value(&[]);
-        let mean = |name: &str| sum(name) / self.steps as f64;
+        let skipped = self.skipped.double_value(&[]);
+        let mean = |name: &str| self.sums[name].double_value(&[]) / (self.steps as f64 - skipped);
         let seconds = self.began.elapsed().as_secs_f64().max(1e-9);
         Metrics {
             step: trainer.step,
@@ -174,10 +183,40 @@ impl Window {
             alignment_loss: mean("alignment"),
             condition_cosine: mean("cosine"),
             gradient_norm: mean("norm"),
-            skipped: sum("skipped").round() as u64,
+            skipped: skipped.round() as u64,
             lr: trainer.config.optimiser.lr_at(trainer.step - 1, schedule.steps),
             images_per_s: (self.steps * schedule.batch) as f64 / seconds,
             data_wait: self.waited.as_secs_f64() / seconds,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_skipped_step_does_not_hide_the_figures_of_the_others() {
+        let trainer = super::super::equality::trainer(1, Kind::Float);
+        let mut window = Window::begin(&trainer);
+        let mut add = |value: f64, skipped: f64| {
+            let scalar = |value: f64| Tensor::from(value as f32);
+            window.add(&StepFigures {
+                velocity: scalar(value),
+                alignment: scalar(value),
+                condition_cosine: scalar(value),
+                gradient_norm: scalar(value),
+                skipped: scalar(skipped),
+            });
+        };
+        add(1.0, 0.0);
+        add(f64::NAN, 1.0);
+        add(3.0, 0.0);
+        let metrics = {
+            let mut trainer = trainer;
+            trainer.step = 3;
+            window.read(&trainer)
+        };
+        assert_eq!((metrics.velocity_loss, metrics.gradient_norm, metrics.skipped), (2.0, 2.0, 1));
     }
 }
