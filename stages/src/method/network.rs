@@ -294,14 +294,15 @@ mod tests {
             let parameters = Parameters::init(layout(&model, &data), 0, Device::Cpu, Kind::Float).unwrap();
             let network = Network::new(&model, &data, parameters.leaves());
 
-            let draw = |seed| random::normal(&[8, 4, 32, 32], Device::Cpu, seed).unwrap();
-            let labels = Tensor::arange(8, (Kind::Int64, Device::Cpu));
-            let view = |seed| {
-                let t = random::uniform(&[8], Device::Cpu, seed).unwrap();
+            let draw = |seed| random::normal(&[16, 4, 32, 32], Device::Cpu, seed).unwrap();
+            let labels = Tensor::arange(16, (Kind::Int64, Device::Cpu));
+            // Times spread evenly over (0, 1), in another order for each view: a small sample of U(0, 1) would not be.
+            let view = |seed: u64| {
+                let t = (Tensor::arange(16, (Kind::Float, Device::Cpu)) * seed as f64 + 0.5).remainder(16.0) / 16.0;
                 let x_t = super::super::path::interpolate(&draw(1), &draw(seed), &t);
                 tch::no_grad(|| network.forward(&x_t, &t, &labels))
             };
-            let (first, second) = (view(2), view(3));
+            let (first, second) = (view(3), view(5));
             assert_eq!(first.velocity.abs().max().double_value(&[]), 0.0, "{size}");
             let cosine = view_cosine(&Tensor::stack(&[first.condition, second.condition], 0)).double_value(&[]);
             assert!((cosine - expected).abs() < 0.01, "{size}: {cosine}");
