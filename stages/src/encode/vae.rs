@@ -2,7 +2,7 @@
 //!
 //! What the bytes depend on, besides weights and pixels: how many images a convolution sees at once, how many threads
 //! share it, and the kind of the processor, since each of these moves results by some 1e-6 and so flips roundings to
-//! f16. The first two are fixed here ([`VaeEncode::on`], [`INTRA_OP_THREADS`]), the third is named by [`arithmetic`],
+//! f16. The first two are fixed here ([`VaeEncode::on`], [`INTRA_OP_THREADS`]), the third is named by [`arithmetic`](crate::device::arithmetic),
 //! and all are recorded with the dataset. Throughput on a CPU comes from more workers, which change nothing.
 
 use half::f16;
