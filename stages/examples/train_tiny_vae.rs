@@ -26,6 +26,7 @@ use stages::native::fill_normal;
 use stages::nets::autoencoder::{AutoencoderConfig, AutoencoderKl};
 use stages::nets::weights::Weights;
 use stages::procedural::{CLASSES, image};
+use stages::splitmix::SplitMix64;
 use tch::{Device, Kind, Tensor};
 
 pub(crate) type Failure = Box<dyn std::error::Error>;
@@ -177,18 +178,19 @@ impl AdamW {
 
 /// 8 crops of 64 pixels from 4 fresh images of 64 to 319 pixels a side: f32 [8, 3, 64, 64] in [-1, 1].
 fn batch(seed: u64, step: u64) -> Tensor {
-    let mut dice = Dice(seed << 40 ^ step << 8);
+    let mut dice = SplitMix64::new(seed << 40 ^ step << 8);
     let mut crops = Vec::with_capacity(BATCH * 3 * CROP * CROP);
     for _ in 0..BATCH / 2 {
         // 64 to 319 pixels, mostly small: a third of the images is shown nearly whole, a third in close-up.
         let mut side = || {
-            let octave = dice.below(3);
-            CROP + dice.below(CROP << octave)
+            let octave = dice.below(3) as usize;
+            CROP + dice.below((CROP << octave) as u64) as usize
         };
         let (width, height) = (side(), side());
-        let rgb = image(dice.below(CLASSES.len()), dice.next(), width, height);
+        let rgb = image(dice.below(CLASSES.len() as u64) as usize, dice.bits(), width, height);
         for _ in 0..2 {
-            let (left, top) = (dice.below(width - CROP + 1), dice.below(height - CROP + 1));
+            let (left, top) =
+                (dice.below((width - CROP + 1) as u64) as usize, dice.below((height - CROP + 1) as u64) as usize);
             crops.extend((0..CROP).flat_map(|row| {
                 let from = ((top + row) * width + left) * 3;
                 &rgb[from..from + CROP * 3]
@@ -202,22 +204,6 @@ fn batch(seed: u64, step: u64) -> Tensor {
 fn to_tensor(rgb: &[u8], n: usize, side: usize) -> Tensor {
     let bytes = Tensor::from_slice(rgb).view([n as i64, side as i64, side as i64, 3]);
     bytes.permute([0, 3, 1, 2]).contiguous().to_kind(Kind::Float) / 127.5 - 1.0
-}
-
-/// SplitMix64.
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (((self.next() >> 32) * n as u64) >> 32) as usize
-    }
 }
 
 /// Peak signal-to-noise ratio for values in [-1, 1], in decibels.

@@ -11,4 +11,5 @@ pub mod native;
 pub mod nets;
 pub mod procedural;
 pub mod sample;
+pub mod splitmix;
 pub mod train;

@@ -30,6 +30,8 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::splitmix::SplitMix64;
+
 /// Blocks of a window unless asked otherwise: 65,536 samples of 64-sample blocks.
 pub const DEFAULT_POOL_BLOCKS: usize = 1024;
 
@@ -205,12 +207,12 @@ impl Plan {
         EpochWindows { epoch, blocks, starts }
     }
 
-    fn stream(&self, purpose: u64, epoch: u64, window: u64) -> Draws {
+    fn stream(&self, purpose: u64, epoch: u64, window: u64) -> SplitMix64 {
         let mut key = [0; 32];
         for (bytes, value) in key.chunks_exact_mut(8).zip([self.config.seed, epoch, window, purpose]) {
             bytes.copy_from_slice(&value.to_le_bytes());
         }
-        Draws { state: xxh3_64(&key) }
+        SplitMix64::new(xxh3_64(&key))
     }
 }
 
@@ -326,41 +328,6 @@ const BLOCKS: u64 = 1;
 /// Purpose of the permutation of the samples of a window.
 const SAMPLES: u64 = 2;
 
-/// splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014): output k is a function
-/// of the first state and k alone.
-#[derive(Debug)]
-struct Draws {
-    state: u64,
-}
-
-impl Draws {
-    fn next(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Uniform in `0..n`, for n >= 1.
-    fn below(&mut self, n: u64) -> u64 {
-        let mut product = u128::from(self.next()) * u128::from(n);
-        if (product as u64) < n {
-            let rejected = n.wrapping_neg() % n;
-            while (product as u64) < rejected {
-                product = u128::from(self.next()) * u128::from(n);
-            }
-        }
-        (product >> 64) as u64
-    }
-
-    fn permute<T>(&mut self, things: &mut [T]) {
-        for i in (1..things.len()).rev() {
-            things.swap(i, self.below(i as u64 + 1) as usize);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
@@ -391,16 +358,6 @@ mod tests {
         // Computed from the module doc by another program (Python, with the xxhash package).
         assert_eq!(positions(0), [2, 3, 1, 15, 0, 9, 10, 8, 11, 13, 14, 12, 7, 6, 5, 4]);
         assert_eq!(positions(1), [11, 12, 13, 9, 14, 8, 10, 15, 0, 2, 1, 3, 5, 6, 7, 4]);
-    }
-
-    #[test]
-    fn the_generator_is_splitmix64() {
-        // The first outputs from state 1234567, as published with the reference implementation.
-        let mut draws = Draws { state: 1_234_567 };
-        assert_eq!(
-            [draws.next(), draws.next(), draws.next()],
-            [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]
-        );
     }
 
     #[test]

@@ -1,18 +1,19 @@
-//! Random numbers as a pure function of a seed: SplitMix64 (Steele, Lea and Flood, 2014).
+//! Random numbers of a scene, as a pure function of a seed.
+
+use crate::splitmix::{SplitMix64, mix};
 
 /// A stream of random numbers.
 #[derive(Debug, Clone)]
-pub(super) struct Random(u64);
+pub(super) struct Random(SplitMix64);
 
 impl Random {
     /// The stream that belongs to `seed` and `stream`; streams of different pairs are unrelated.
     pub(super) fn new(seed: u64, stream: u64) -> Self {
-        Self(mix(seed) ^ mix(!stream))
+        Self(SplitMix64::new(mix(seed) ^ mix(!stream)))
     }
 
     pub(super) fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        mix(self.0)
+        self.0.bits()
     }
 
     /// Uniform in [0, 1), with 24 bits.
@@ -29,10 +30,4 @@ impl Random {
     pub(super) fn below(&mut self, n: u64) -> u64 {
         ((self.bits() >> 32) * n) >> 32
     }
-}
-
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }

@@ -92,6 +92,27 @@ fn micro_batches_change_no_gradient_of_the_first_step() {
     }
 }
 
+/// Two ranks draw for the global batch, each takes its half, and the mean of their gradients is that of the whole.
+#[test]
+fn ranks_that_slice_the_global_batch_have_its_gradients_on_average() {
+    let rank = |rows: Option<i64>| {
+        let mut trainer = trainer(1, Kind::Float);
+        let (views, whole) = (trainer.draw_views().unwrap(), batch(0));
+        let (start, len) = rows.map_or((0, 8), |start| (start, 4));
+        let rows =
+            LatentBatch { latents: whole.latents.narrow(0, start, len), labels: whole.labels.narrow(0, start, len) };
+        let _ = trainer.compute_gradients(&rows, &views.slice(start, len));
+        trainer.parameters.gradients.copy()
+    };
+    let (whole, mean) = (rank(None), (rank(Some(0)) + rank(Some(4))) / 2.0);
+    let specs = trainer(1, Kind::Float).parameters.specs().to_vec();
+    let (whole, mean) = (views(&specs, &whole), views(&specs, &mean));
+    for (name, expected) in &whole {
+        let error = (&mean[name] - expected).norm().double_value(&[]) / expected.norm().double_value(&[]);
+        assert!(error < 1e-6, "{name}: relative error {error:e}");
+    }
+}
+
 #[test]
 fn a_run_that_was_stopped_continues_bit_for_bit() {
     for kind in [Kind::Float, Kind::BFloat16] {
