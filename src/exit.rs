@@ -6,7 +6,7 @@
 //! | 2 | the user can mend it; the message says how |
 //! | 3 | data on disk are corrupt |
 //! | 101 | a bug |
-//! | 130 | stopped by Ctrl-C or SIGTERM, everything saved; after a second signal: stopped at once |
+//! | 130 | stopped by Ctrl-C or SIGTERM, with a checkpoint or the finished shards; after a second signal: at once |
 
 use std::any::Any;
 use std::error::Error;
@@ -37,7 +37,7 @@ pub(crate) fn runtime_with_signals() -> Runtime {
             std::process::exit(130);
         }
         on_signal.request();
-        eprintln!("\nstopping: what is under way is finished and saved; a second signal quits at once");
+        eprintln!("\nstopping after what is under way; a second signal quits at once");
     };
     if let Err(e) = ctrlc::set_handler(handler) {
         eprintln!("warning: Ctrl-C will not save anything: {e}");

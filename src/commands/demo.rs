@@ -32,7 +32,7 @@ pub(crate) struct DemoArgs {
     /// Samples of each class in the grid
     #[arg(long, value_name = "N", default_value_t = 8)]
     pub(crate) samples_per_class: u64,
-    /// Evaluations of the velocity for a sample. The small model's field is smooth: more than these change little
+    /// Evaluations of the velocity for a sample
     #[arg(long, value_name = "N", default_value_t = 60)]
     pub(crate) sample_steps: usize,
     /// Seed of the images, of training and of sampling
