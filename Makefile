@@ -4,7 +4,7 @@
 DEMO ?= demo/
 
 demo: setup
-	cargo run --release -- demo --out $(DEMO)
+	cargo run --release -- demo --out "$(DEMO)"
 
 test: setup
 	cargo test

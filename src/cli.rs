@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use pipeline::Runtime;
 
-use crate::commands::{demo, encode, inspect, sample, train};
+use crate::commands::{demo, encode, evaluate, inspect, sample, train};
 use crate::exit::Outcome;
 
 /// Dual-path condition alignment for diffusion transformers: labelled images in, samples out.
@@ -16,20 +16,27 @@ pub(crate) struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+pub(crate) enum Command {
     Encode(encode::EncodeArgs),
     Train(train::TrainArgs),
     Sample(sample::SampleArgs),
+    Evaluate(evaluate::EvaluateArgs),
     Inspect(inspect::InspectArgs),
     Demo(demo::DemoArgs),
 }
 
 impl Cli {
+    /// What the words asked for.
+    pub(crate) fn into_command(self) -> Command {
+        self.command
+    }
+
     pub(crate) fn run(&self, runtime: &Runtime) -> Result<Outcome> {
         match &self.command {
-            Command::Encode(args) => encode::run(args, runtime),
-            Command::Train(args) => train::run(args, runtime),
-            Command::Sample(args) => sample::run(args, runtime),
+            Command::Encode(args) => encode::run(args, runtime).map(|ended| ended.outcome),
+            Command::Train(args) => train::run(args, runtime).map(|ended| ended.outcome),
+            Command::Sample(args) => sample::run(args, runtime).map(|ended| ended.outcome),
+            Command::Evaluate(args) => evaluate::run(args, runtime),
             Command::Inspect(args) => inspect::run(args),
             Command::Demo(args) => demo::run(args, runtime),
         }

@@ -137,7 +137,7 @@ pub(crate) fn preset(name: &str) -> Result<TrainConfig> {
     })
 }
 
-/// What `pipeline demo` trains: minutes on two cores.
+/// What `pipeline demo` trains, on images of 128 pixels: minutes on two cores.
 fn demo() -> TrainConfig {
     TrainConfig {
         model: ModelConfig::demo(),
@@ -145,13 +145,13 @@ fn demo() -> TrainConfig {
         optimiser: OptimiserConfig { lr: 2e-3, warmup_steps: 50, decay_fraction: 0.3, ..Default::default() },
         ema: EmaConfig { decay: 0.99, warmup: true },
         train: ScheduleConfig {
-            steps: 500,
-            batch: 32,
+            steps: 1400,
+            batch: 16,
             micro_batches: 1,
             seed: 0,
             pool_blocks: DEFAULT_POOL_BLOCKS as u64,
             log_every: 20,
-            checkpoint_every: 250,
+            checkpoint_every: 350,
             keep_checkpoints: 2,
         },
     }

@@ -13,8 +13,10 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use pipeline::{FlowError, Interrupt, Panicked, Runtime};
+use pipeline::{FlowError, Interrupt, Panicked, Report, Runtime};
 use shards::ShardError;
+
+use crate::show;
 
 /// How a command ended that did not fail.
 #[derive(Debug)]
@@ -23,6 +25,20 @@ pub(crate) enum Outcome {
     Done,
     /// A signal stopped it; the sentence says what is saved and how to continue.
     Interrupted(String),
+}
+
+/// How a command ended whose work is a flow, and what its stages did; no report if no flow ran.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) outcome: Outcome,
+    pub(crate) report: Option<Report>,
+}
+
+impl Ended {
+    /// Done without a flow: nothing was left to do, or nothing was to be done.
+    pub(crate) fn already() -> Self {
+        Self { outcome: Outcome::Done, report: None }
+    }
 }
 
 /// Out-of-memory texts of libtorch on the CPU and on CUDA.
@@ -37,7 +53,7 @@ pub(crate) fn runtime_with_signals() -> Runtime {
             std::process::exit(130);
         }
         on_signal.request();
-        eprintln!("\nstopping after what is under way; a second signal quits at once");
+        show::say("\nstopping after what is under way; a second signal quits at once");
     };
     if let Err(e) = ctrlc::set_handler(handler) {
         eprintln!("warning: Ctrl-C will not save anything: {e}");
@@ -57,7 +73,7 @@ pub(crate) fn code_of(ended: std::thread::Result<Result<Outcome>>) -> ExitCode {
     match ended {
         Ok(Ok(Outcome::Done)) => ExitCode::SUCCESS,
         Ok(Ok(Outcome::Interrupted(message))) => {
-            eprintln!("{message}");
+            show::say(&message);
             ExitCode::from(130)
         }
         Ok(Err(error)) => fail(&describe(&error), code_of_error(&error)),
@@ -71,15 +87,15 @@ fn fail(text: &str, code: u8) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if OUT_OF_MEMORY.iter().any(|sign| text.contains(sign)) {
-        eprintln!(
+        show::say(&format!(
             "error: out of memory; use a smaller --batch (in training --set train.micro_batches=N) ({})",
             text.lines().next().unwrap_or_default()
-        );
+        ));
         return ExitCode::from(2);
     }
     match code {
-        101 => eprintln!("error: this is a bug, please report it: {text} (RUST_BACKTRACE=1 shows where)"),
-        _ => eprintln!("error: {text}"),
+        101 => show::say(&format!("error: this is a bug, please report it: {text} (RUST_BACKTRACE=1 shows where)")),
+        _ => show::say(&format!("error: {text}")),
     }
     ExitCode::from(code)
 }

@@ -1,46 +1,125 @@
-//! What a person reads while a flow runs: one line now and then, on stderr.
+//! What a person reads while the program works: on stderr a bar on a terminal and lines elsewhere, and the lines in a
+//! log file too where a command keeps one.
 
+use std::fs::{File, OpenOptions};
 use std::io::{IsTerminal, Write};
-use std::time::Duration;
+use std::path::Path;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pipeline::Report;
 use stages::train::run_dir::Metrics;
 
-/// Prints lines of progress: over each other on a terminal, below each other elsewhere.
+use crate::report::{FlowRecord, Shares};
+
+/// Where the lines are kept, and since when their times count.
+static LOG: OnceLock<(File, Instant)> = OnceLock::new();
+
+/// How often a line of progress is worth keeping.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// From now on everything said is also appended to the file, each line behind the minutes and seconds since now.
+/// Errors too: they are said.
+pub(crate) fn keep_log(path: &Path) -> Result<()> {
+    let file = OpenOptions::new().create(true).append(true).open(path);
+    let file = file.with_context(|| format!("cannot write {}", path.display()))?;
+    // A second log of one program would be a mistake of ours; the first stays.
+    let _ = LOG.set((file, Instant::now()));
+    Ok(())
+}
+
+fn log(text: &str) {
+    let Some((file, since)) = LOG.get() else { return };
+    let seconds = since.elapsed().as_secs();
+    let stamped: String = text
+        .trim_matches('\n')
+        .lines()
+        .map(|line| format!("{:02}:{:02}  {line}\n", seconds / 60, seconds % 60))
+        .collect();
+    // A log that cannot be written is no reason to stop the work.
+    let mut file: &File = file;
+    let _ = file.write_all(stamped.as_bytes());
+}
+
+/// Tells the user something on stderr.
+pub(crate) fn say(text: &str) {
+    eprintln!("{}", text.trim_end());
+    log(text);
+}
+
+/// Prints a result on stdout.
+pub(crate) fn result(text: &str) {
+    println!("{}", text.trim_end());
+    log(text);
+}
+
+/// The progress of one piece of work: a bar on a terminal, a line now and then elsewhere.
 #[derive(Debug)]
 pub(crate) struct Progress {
-    overwrite: bool,
-    open: bool,
+    bar: ProgressBar,
+    said: Option<(u64, Instant)>,
 }
 
 impl Progress {
-    pub(crate) fn new() -> Self {
-        Self { overwrite: std::io::stderr().is_terminal(), open: false }
+    /// Of work that has `total` parts; `title` stands before the bar.
+    pub(crate) fn new(title: &'static str, total: u64) -> Self {
+        let target = if on_terminal() { ProgressDrawTarget::stderr_with_hz(4) } else { ProgressDrawTarget::hidden() };
+        let style = ProgressStyle::with_template("{prefix:>9} {bar:28.cyan/dim} {percent:>3} %  {wide_msg}")
+            .expect("the template is a constant that indicatif knows")
+            .progress_chars("━╸─");
+        let bar = ProgressBar::with_draw_target(Some(total), target).with_style(style).with_prefix(title);
+        Self { bar, said: None }
     }
 
-    /// How often a line is worth reading here.
+    /// How often it is worth telling how far the work is.
     pub(crate) fn interval(&self) -> Duration {
-        if self.overwrite { Duration::from_millis(500) } else { Duration::from_secs(10) }
+        if on_terminal() { Duration::from_millis(500) } else { LINE_EVERY }
     }
 
-    pub(crate) fn line(&mut self, text: &str) {
-        if self.overwrite {
-            // Clear to the end of the line: the one before may have been longer.
-            eprint!("\r{text}\x1b[K");
-            let _ = std::io::stderr().flush();
-            self.open = true;
-        } else {
+    /// A second handle on the bar, for another thread that knows how far the work is.
+    pub(crate) fn position(&self) -> impl Fn(u64) + use<> {
+        let bar = self.bar.clone();
+        move |done| bar.set_position(done)
+    }
+
+    /// `done` parts are done, about which `text` says more; where there is no bar it is said every ten seconds and at the
+    /// end.
+    pub(crate) fn at(&mut self, done: u64, text: &str) {
+        self.bar.set_position(done);
+        self.bar.set_message(text.to_owned());
+        let ended = self.bar.length().is_some_and(|total| done >= total);
+        let news = self.said.is_none_or(|(said, at)| said != done && (ended || at.elapsed() >= LINE_EVERY));
+        if news {
+            self.said = Some((done, Instant::now()));
+            self.write(text);
+        }
+    }
+
+    /// The same, and said in any case.
+    pub(crate) fn milestone(&mut self, done: u64, text: &str) {
+        self.bar.set_position(done);
+        self.bar.set_message(text.to_owned());
+        self.write(text);
+    }
+
+    fn write(&self, text: &str) {
+        if !on_terminal() {
             eprintln!("{text}");
         }
+        log(text);
     }
 }
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        if self.open {
-            eprintln!();
-        }
+        self.bar.abandon();
     }
+}
+
+fn on_terminal() -> bool {
+    std::io::stderr().is_terminal()
 }
 
 /// One line of training.
@@ -71,23 +150,21 @@ pub(crate) fn duration(seconds: f64) -> String {
 
 /// What each stage did with its time, and which one held the others up.
 pub(crate) fn report_lines(report: &Report) -> String {
+    let flow = FlowRecord::of(report);
     let mut text = String::new();
-    for stage in &report.stages {
-        let share = |part: Duration| {
-            let whole = report.wall.as_secs_f64() * stage.workers as f64;
-            100.0 * part.as_secs_f64() / whole.max(1e-9)
-        };
+    for stage in &flow.stages {
+        let Shares { busy, starved, blocked } = stage.shares(flow.wall_s);
         text += &format!(
             "  {:<18} {:>2} x  {:>8} items   busy {:>3.0} %   starved {:>3.0} %   blocked {:>3.0} %\n",
             stage.name,
             stage.workers,
             stage.items,
-            share(stage.busy),
-            share(stage.starved),
-            share(stage.blocked)
+            100.0 * busy,
+            100.0 * starved,
+            100.0 * blocked
         );
     }
-    if let Some(stage) = report.bottleneck() {
+    if let Some(stage) = flow.bottleneck() {
         text += &format!("  held up by: {}\n", stage.name);
     }
     text

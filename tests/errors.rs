@@ -68,3 +68,46 @@ fn damaged_data_end_with_exit_code_3_and_the_name_of_the_file() {
     assert_eq!(output.status.code(), Some(3));
     assert!(String::from_utf8_lossy(&output.stderr).contains("shard-00000.lat"));
 }
+
+#[test]
+fn what_cannot_be_evaluated_is_refused_with_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let reference = images(folder.path(), 2, 2);
+    let one_class = images(&folder.path().join("one"), 1, 2);
+    let (samples, missing) = (folder.path().join("samples"), folder.path().join("missing"));
+    fs::create_dir(&samples).unwrap();
+    let line = "evaluate --samples {} --reference {}";
+    let record = |labels: &[i64], names: &[&str]| {
+        let record = serde_json::json!({ "labels": labels, "class_names": names });
+        fs::write(samples.join("samples.json"), record.to_string()).unwrap();
+    };
+
+    refuse(line, &[&missing, &reference], "missing: no such folder");
+    refuse(line, &[&samples, &reference], "no samples.json");
+    fs::write(samples.join("samples.json"), r#"{"labels": "random"}"#).unwrap();
+    refuse(line, &[&samples, &reference], "pipeline sample");
+    record(&[], &["class-0", "class-1"]);
+    refuse(line, &[&samples, &reference], "lists no images");
+    record(&[1], &["class-0", "class-1"]);
+    refuse(line, &[&samples, &reference], "000000.png: missing");
+
+    let image = samples.join("000000.png");
+    fs::write(&image, "not an image").unwrap();
+    refuse(line, &[&samples, &reference], "000000.png");
+    fs::copy(reference.join("class-1/000.jpg"), &image).unwrap();
+    succeed(line, &[&samples, &reference]);
+    refuse(line, &[&samples, &missing], "missing: no such folder");
+    refuse(line, &[&samples, &one_class], "has none of the classes of the samples (such as \"class-1\")");
+    record(&[0], &["class-0", "class-1"]);
+    refuse(line, &[&samples, &one_class], "one class only");
+
+    fs::copy(&image, samples.join("000001.png")).unwrap();
+    record(&[0, 1], &["class-0", "other"]);
+    refuse(line, &[&samples, &reference], "has no class \"other\"");
+    record(&[0, 1], &["class-0", "class-1"]);
+    let train = "evaluate --samples {} --reference {} --train {}";
+    refuse(train, &[&samples, &reference, &one_class], "--train");
+    refuse(train, &[&samples, &reference, &reference], "the same folder");
+    fs::write(reference.join("class-0/text.jpg"), "not an image").unwrap();
+    refuse(line, &[&samples, &reference], "text.jpg");
+}

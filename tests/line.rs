@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::Path;
 use std::process::Stdio;
 
-use crate::program::{images, pipeline, succeed};
+use crate::program::{images, pipeline, refuse, succeed};
 
 const SMALL: &str =
     "--preset dupa-demo --set train.batch=8 --set model.hidden=64 --set model.depth=3 --set train.log_every=1";
@@ -53,6 +53,63 @@ fn images_become_shards_a_run_and_samples() {
         assert_eq!((picture.width(), picture.height()), (64, 64));
         assert!(out.join("grid.png").exists() && out.join("samples.json").exists());
     }
+
+    let record: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(out.join("samples.json")).unwrap()).unwrap();
+    assert_eq!(record["label_scheme"], "random");
+    assert_eq!(record["class_names"], serde_json::json!(["class-0", "class-1", "class-2"]));
+    let labels: Vec<_> = record["labels"].as_array().unwrap().iter().map(|label| label.as_u64().unwrap()).collect();
+    assert!(labels.len() == 5 && labels.iter().all(|label| *label < 3), "{labels:?}");
+
+    let evaluate = "evaluate --samples {} --reference {} --json";
+    let found: serde_json::Value = serde_json::from_str(&succeed(evaluate, &[&out, &images])).unwrap();
+    assert_eq!(found["count"], 5);
+    assert!((found["chance"].as_f64().unwrap() - 1.0 / 3.0).abs() < 1e-9, "{found}");
+    let by_class = found["by_class"].as_object().unwrap();
+    let hits: f64 = (0..3)
+        .map(|class| {
+            let count = labels.iter().filter(|label| **label == class).count();
+            by_class.get(&format!("class-{class}")).map_or(0.0, |share| share.as_f64().unwrap() * count as f64)
+        })
+        .sum();
+    assert!((found["nearest_neighbour_accuracy"].as_f64().unwrap() - hits / 5.0).abs() < 1e-9, "{found}");
+    assert!(found["ceiling_accuracy"].is_null() && found["distance_to_train"].is_null(), "{found}");
+}
+
+/// Samples that are training images themselves, one of them under the name of another class; the reference has a class
+/// and images that training has not.
+#[test]
+fn copies_of_training_images_are_found_at_distance_zero_and_in_their_class() {
+    let folder = tempfile::tempdir().unwrap();
+    let train = images(&folder.path().join("train"), 2, 3);
+    let reference = images(&folder.path().join("reference"), 3, 4);
+    let samples = folder.path().join("samples");
+    fs::create_dir(&samples).unwrap();
+    for (index, file) in ["class-0/001.jpg", "class-1/000.jpg", "class-1/002.jpg"].iter().enumerate() {
+        // What a file is, its content decides.
+        fs::copy(train.join(file), samples.join(format!("{index:06}.png"))).unwrap();
+    }
+    let record = serde_json::json!({ "labels": [1, 2, 1], "class_names": ["none", "class-0", "class-1"] });
+    fs::write(samples.join("samples.json"), record.to_string()).unwrap();
+
+    let line = "evaluate --samples {} --reference {} --train {}";
+    let paths = [samples.as_path(), reference.as_path(), train.as_path()];
+    let found: serde_json::Value = serde_json::from_str(&succeed(&format!("{line} --json"), &paths)).unwrap();
+    let expected = serde_json::json!({ "class-0": 0.5, "class-1": 1.0 });
+    assert_eq!(found["by_class"], expected);
+    assert!((found["nearest_neighbour_accuracy"].as_f64().unwrap() - 2.0 / 3.0).abs() < 1e-9, "{found}");
+    assert_eq!(found["ceiling_accuracy"], 1.0);
+    let distances = &found["distance_to_train"];
+    assert_eq!(distances["samples"], serde_json::json!({ "least": 0.0, "median": 0.0 }));
+    assert_eq!(distances["reference"]["least"], 0.0);
+    assert!(distances["reference"]["median"].as_f64().unwrap() > 0.0, "{found}");
+
+    let text = succeed(line, &paths);
+    assert!(text.starts_with("2 of 3 samples (66.7 %)") && text.contains("chance 33.3 %"), "{text}");
+    assert!(
+        text.contains("6 of 6 training images (100.0 %)") && text.contains("is a copy of a training image"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -127,13 +184,15 @@ fn a_run_stopped_by_ctrl_c_continues_to_the_same_bits() {
     assert_eq!(lines(&stopped), lines(&whole));
 }
 
-/// The demonstration at its smallest: all parts, a loss that falls, and nothing done twice by a second run.
+/// The demonstration at its smallest: all parts, and a loss that falls. A second run keeps latents and checkpoints, and
+/// one with other settings is refused.
 #[test]
 fn the_demonstration_runs_and_its_loss_falls() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("demo");
-    let demo = "demo --out {} --per-class 4 --steps 25 --samples-per-class 1 --sample-steps 4";
-    succeed(demo, &[&out]);
+    let demo = "demo --out {} --per-class 4 --held-out-per-class 2 --steps 25 --samples-per-class 1 --sample-steps 4";
+    let shown = succeed(demo, &[&out]);
+    assert!(shown.contains("of the samples look like their class (chance 12.5 %)"), "{shown}");
     let read = || -> serde_json::Value {
         serde_json::from_str(&fs::read_to_string(out.join("figures.json")).unwrap()).unwrap()
     };
@@ -141,8 +200,35 @@ fn the_demonstration_runs_and_its_loss_falls() {
     let loss = |which: &str| figures["velocity_loss"][which].as_f64().unwrap();
     assert!(loss("last") < 0.9 * loss("first"), "{figures}");
     assert!(out.join("samples/grid.png").exists());
-    let shard = |out: &Path| fs::metadata(out.join("latents/shard-00000.lat")).unwrap().modified().unwrap();
-    let written = shard(&out);
+    // 32 images of 8 classes to train on, 16 held out; real ones are told apart far better than by chance.
+    assert_eq!(figures["evaluation"]["count"], 8);
+    assert!(figures["evaluation"]["ceiling_accuracy"].as_f64().unwrap() > 0.5, "{figures}");
+
+    let page = fs::read_to_string(out.join("report.html")).unwrap();
+    // 8 samples, 8 real images and their reconstructions.
+    assert_eq!(page.matches("data:image/png;base64,").count(), 8 + 2 * 8);
+    for part in ["red-dotted-disc", "VaeEncode", "TrainSteps", "pipeline encode --images photos/train", "<svg"] {
+        assert!(page.contains(part), "the report lacks {part}");
+    }
+    let log = fs::read_to_string(out.join("log.txt")).unwrap();
+    for part in [
+        "1/5 draw",
+        "2/5 pipeline encode",
+        "3/5 pipeline train",
+        "4/5 pipeline sample",
+        "5/5 pipeline evaluate",
+        "step 25/25",
+    ] {
+        assert!(log.contains(part), "the log lacks {part}:\n{log}");
+    }
+    let written = || {
+        let checkpoints = fs::read_dir(out.join("run/checkpoints")).unwrap().map(|entry| entry.unwrap().path());
+        let files = checkpoints.chain([out.join("latents/shard-00000.lat")]);
+        files.map(|file| fs::metadata(file).unwrap().modified().unwrap()).collect::<Vec<_>>()
+    };
+    let before = written();
     succeed(demo, &[&out]);
-    assert_eq!((shard(&out), read()["steps"].as_u64()), (written, Some(25)));
+    assert_eq!((written(), read()["steps"].as_u64()), (before, Some(25)));
+    refuse(&format!("{demo} --seed 1"), &[&out], "--seed 0");
+    refuse("demo --out {} --per-class 4", &[&out.join("images")], "new or empty");
 }

@@ -198,8 +198,8 @@ impl<T> Flow<T, Parallel> {
 }
 
 impl<O> Line<O> {
-    /// Calls `look` with the state of the run about once every `every` (at least 1 ms), on the thread that called
-    /// [`run`](Self::run). It must not take long: errors are heard between calls.
+    /// Calls `look` with the state of the run about once every `every` (at least 1 ms) and once at the end, on the
+    /// thread that called [`run`](Self::run). It must not take long: errors are heard between calls.
     pub fn observe(mut self, every: Duration, look: impl FnMut(&Report) + 'static) -> Self {
         self.observers.push(Observer::new(every, Box::new(look)));
         self

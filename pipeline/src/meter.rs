@@ -1,4 +1,4 @@
-//! What every stage counts, and the report that names the bottleneck.
+//! What every stage counts, and the report of it.
 //!
 //! Counters are relaxed atomics: they order nothing, and a report of a run that goes on is a picture in which single
 //! counters may be one item apart. Clocks are read around the work of each item, and around a wait only if there is
@@ -123,11 +123,6 @@ impl Report {
     pub(crate) fn of(probes: &[Probe], started: Instant) -> Self {
         Self { wall: started.elapsed(), stages: probes.iter().map(StageReport::of).collect() }
     }
-
-    /// The stage that limits the run: the one with the most busy time per worker. `None` before any work is done.
-    pub fn bottleneck(&self) -> Option<&StageReport> {
-        self.stages.iter().filter(|stage| !stage.busy.is_zero()).max_by_key(|stage| stage.busy_per_worker())
-    }
 }
 
 impl StageReport {
@@ -142,31 +137,11 @@ impl StageReport {
             queued: probe.input.as_ref().map_or(0, |gauge| gauge.queued()),
         }
     }
-
-    fn busy_per_worker(&self) -> Duration {
-        self.busy / u32::try_from(self.workers.max(1)).unwrap_or(u32::MAX)
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn stage(name: &str, workers: usize, busy: u64) -> StageReport {
-        StageReport { name: name.into(), workers, busy: Duration::from_secs(busy), ..StageReport::default() }
-    }
-
-    #[test]
-    fn the_bottleneck_has_the_most_busy_time_per_worker() {
-        let report = Report { stages: vec![stage("read", 1, 3), stage("decode", 4, 8)], ..Report::default() };
-        assert_eq!(report.bottleneck().unwrap().name, "read");
-    }
-
-    #[test]
-    fn nothing_is_the_bottleneck_before_any_work_is_done() {
-        let report = Report { stages: vec![stage("read", 1, 0)], ..Report::default() };
-        assert_eq!(report.bottleneck(), None);
-    }
 
     #[test]
     fn time_blocked_inside_a_call_is_not_busy() {

@@ -182,7 +182,7 @@ fn thread_name(stage: &str, index: usize, workers: usize) -> String {
     if workers == 1 { stage } else { format!("{stage}.{index}") }
 }
 
-/// Hears events and calls observers until the last thread has ended.
+/// Hears events and calls observers until the last thread has ended, and once more then.
 fn listen(events: &Receiver<Event>, observers: Vec<Observer>, probes: &[Probe], started: Instant, state: &mut State) {
     let mut due: Vec<_> = observers.into_iter().map(|observer| (started + observer.every, observer)).collect();
     loop {
@@ -190,21 +190,26 @@ fn listen(events: &Receiver<Event>, observers: Vec<Observer>, probes: &[Probe], 
             Some(at) => events.recv_deadline(at),
             None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
-        match heard {
-            Ok(event) => state.hear(event),
-            Err(RecvTimeoutError::Disconnected) => return,
-            Err(RecvTimeoutError::Timeout) => {
-                let report = Report::of(probes, started);
-                let now = Instant::now();
-                for (at, observer) in due.iter_mut().filter(|(at, _)| *at <= now) {
-                    *at = now + observer.every;
-                    let look = AssertUnwindSafe(|| (observer.look)(&report));
-                    if let Err(payload) = catch_unwind(look) {
-                        let source = Panicked::caught(&*payload).into();
-                        state.fail(FlowError { stage: "observe".to_owned(), item: None, source });
-                    }
-                }
+        let ended = match heard {
+            Ok(event) => {
+                state.hear(event);
+                continue;
             }
+            Err(RecvTimeoutError::Timeout) => false,
+            Err(RecvTimeoutError::Disconnected) => true,
+        };
+        let report = Report::of(probes, started);
+        let now = Instant::now();
+        for (at, observer) in due.iter_mut().filter(|(at, _)| ended || *at <= now) {
+            *at = now + observer.every;
+            let look = AssertUnwindSafe(|| (observer.look)(&report));
+            if let Err(payload) = catch_unwind(look) {
+                let source = Panicked::caught(&*payload).into();
+                state.fail(FlowError { stage: "observe".to_owned(), item: None, source });
+            }
+        }
+        if ended {
+            return;
         }
     }
 }

@@ -395,3 +395,13 @@ fn a_panic_of_an_observer_is_an_error() {
     });
     assert_eq!(line.run(&Runtime::default()).unwrap_err().to_string(), "stage \"observe\": panicked: blind");
 }
+
+#[test]
+fn an_observer_sees_the_end() {
+    let (sender, seen) = bounded(9);
+    let line = Flow::from(count(7)).into(keep()).observe(NEVER, move |report| {
+        sender.send(report.stages.iter().map(|stage| stage.items).collect::<Vec<_>>()).unwrap();
+    });
+    line.run(&Runtime::default()).unwrap();
+    assert_eq!(seen.iter().collect::<Vec<_>>(), [vec![7, 7]]);
+}

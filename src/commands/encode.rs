@@ -17,7 +17,7 @@ use stages::encode::vae::{self, RestoreThreads, VaeEncode};
 use stages::encode::write::{Opened, Recipe, Store, WriteShards, Written};
 use stages::nets::autoencoder::VaeChoice;
 
-use crate::exit::Outcome;
+use crate::exit::{Ended, Outcome};
 use crate::show::{self, Progress};
 
 /// Images that the autoencoder takes at once on the CPU: an eighth of a block, for an eighth of its memory.
@@ -84,33 +84,13 @@ pub(crate) enum OnErrorArg {
     Skip,
 }
 
-impl EncodeArgs {
-    /// What the command line gives when it names the two folders only.
-    pub(crate) fn new(images: &Path, out: &Path) -> Self {
-        Self {
-            images: images.to_owned(),
-            out: out.to_owned(),
-            vae: "tiny".to_owned(),
-            size: 256,
-            resize: ResizeArg::Exact,
-            store: StoreArg::Moments,
-            devices: "auto".to_owned(),
-            workers: None,
-            batch: None,
-            on_error: OnErrorArg::Fail,
-            limit: None,
-            shuffle_seed: 0,
-        }
-    }
-}
-
 /// Larger crops than these are no latents that anything here trains on, and would exhaust memory.
 fn size_in_range(text: &str) -> Result<usize, String> {
     let size = text.parse().ok().filter(|size| (8..=4096).contains(size));
     size.ok_or_else(|| "must be a number of pixels from 8 to 4096".to_owned())
 }
 
-pub(crate) fn run(args: &EncodeArgs, runtime: &Runtime) -> Result<Outcome> {
+pub(crate) fn run(args: &EncodeArgs, runtime: &Runtime) -> Result<Ended> {
     let list = ImageList::scan(&args.images)?.permuted(args.shuffle_seed);
     let list = match args.limit {
         Some(limit) => list.limited(limit),
@@ -150,21 +130,21 @@ pub(crate) fn run(args: &EncodeArgs, runtime: &Runtime) -> Result<Outcome> {
     )?;
     let writer = match WriteShards::open(&args.out, recipe, &list)? {
         Opened::Complete(manifest) => {
-            println!("{} is complete already: {} samples", args.out.display(), manifest.samples);
-            return Ok(Outcome::Done);
+            show::result(&format!("{} is complete already: {} samples", args.out.display(), manifest.samples));
+            return Ok(Ended::already());
         }
         Opened::Unfinished(writer) => *writer,
     };
     let (first, total) = (writer.first_position(), list.len() as u64);
     if first > 0 {
-        eprintln!("continuing {} at image {first} of {total}", args.out.display());
+        show::say(&format!("continuing {} at image {first} of {total}", args.out.display()));
     }
     let decoder: fn(Worker) -> Result<Decode, BoxError> = match args.on_error {
         OnErrorArg::Fail => Decode::strict,
         OnErrorArg::Skip => Decode::skipping,
     };
 
-    let mut progress = Progress::new();
+    let mut progress = Progress::new("encoding", total);
     let gpus = devices.len();
     #[rustfmt::skip]
     let finished = Flow::from(ListImages::starting_at(list, first)) //                -> ImageRef
@@ -175,11 +155,14 @@ pub(crate) fn run(args: &EncodeArgs, runtime: &Runtime) -> Result<Outcome> {
         .then(VaeEncode::on(choice, devices, batch)).workers(gpus)  //                -> MomentsBatch  f16 mean, logvar [B, C, h, w]
         .depth(1)
         .into(writer)
-        .observe(progress.interval(), move |report| progress.line(&progress_line(report, first, total)))
+        .observe(progress.interval(), move |report| {
+            let done = (first + encoded(report, layout)).min(total);
+            progress.at(done, &progress_line(done, first, total, report.wall.as_secs_f64()));
+        })
         .run(runtime)?;
 
-    eprint!("{}", show::report_lines(&finished.report));
-    Ok(outcome(&finished.output, &args.out, total))
+    show::say(&show::report_lines(&finished.report));
+    Ok(Ended { outcome: outcome(&finished.output, &args.out, total), report: Some(finished.report) })
 }
 
 /// What the dataset records, and what must be equal for an encode to be continued.
@@ -228,15 +211,19 @@ fn recipe(
     })
 }
 
-fn progress_line(report: &Report, first: u64, total: u64) -> String {
-    // Images are counted where they leave the last stage that works on single ones.
-    let done = report.stages.iter().find(|stage| stage.name == "Gather").map_or(0, |stage| stage.items);
-    let rate = done as f64 / report.wall.as_secs_f64().max(1e-9);
-    let left = match total.saturating_sub(first + done) {
+/// Images of the blocks that the autoencoder is done with; the last block may hold fewer than that.
+fn encoded(report: &Report, layout: Layout) -> u64 {
+    let blocks = report.stages.iter().find(|stage| stage.name == "VaeEncode").map_or(0, |stage| stage.items);
+    blocks * layout.block as u64
+}
+
+fn progress_line(done: u64, first: u64, total: u64, seconds: f64) -> String {
+    let rate = (done - first) as f64 / seconds.max(1e-9);
+    let left = match total.saturating_sub(done) {
         left if rate > 0.0 => format!(", {} left", show::duration(left as f64 / rate)),
         _ => String::new(),
     };
-    format!("encoded {}/{total} images  {rate:.1} images/s{left}", first + done)
+    format!("encoded {done}/{total} images  {rate:.1} images/s{left}")
 }
 
 fn outcome(written: &Written, out: &Path, total: u64) -> Outcome {
@@ -249,9 +236,9 @@ fn outcome(written: &Written, out: &Path, total: u64) -> Outcome {
             if *shards > 0 { "continue after them" } else { "begin again" }
         ));
     }
-    println!("encoded {samples} images into {shards} shards in {}", out.display());
+    show::result(&format!("encoded {samples} images into {shards} shards in {}", out.display()));
     if *skipped > 0 {
-        println!("{skipped} files could not be decoded and were skipped; dataset.json lists them");
+        show::result(&format!("{skipped} files could not be decoded and were skipped; dataset.json lists them"));
     }
     Outcome::Done
 }

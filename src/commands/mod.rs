@@ -2,6 +2,7 @@
 
 pub(crate) mod demo;
 pub(crate) mod encode;
+pub(crate) mod evaluate;
 pub(crate) mod inspect;
 pub(crate) mod sample;
 pub(crate) mod train;

@@ -19,8 +19,8 @@ use stages::train::checkpoint;
 use stages::train::run_dir::RunDir;
 
 use crate::config::RunConfig;
-use crate::exit::Outcome;
-use crate::show::Progress;
+use crate::exit::{Ended, Outcome};
+use crate::show::{self, Progress};
 
 /// Sample images from the averaged weights of a run, as PNG files and one grid.
 #[derive(Debug, Clone, Args)]
@@ -88,14 +88,19 @@ struct Record {
     step: u64,
     count: u64,
     settings: SampleSettings,
-    labels: Labels,
+    label_scheme: Labels,
+    /// Class indices that were asked for.
     classes: Vec<i64>,
+    /// Class index of each image, in the order of the files.
+    labels: Vec<i64>,
+    /// Name of each class of the run; a class index is an index into them.
+    class_names: Vec<String>,
     precision: String,
     vae: String,
     rounding: &'static str,
 }
 
-pub(crate) fn run(args: &SampleArgs, runtime: &Runtime) -> Result<Outcome> {
+pub(crate) fn run(args: &SampleArgs, runtime: &Runtime) -> Result<Ended> {
     let run_dir = RunDir::at(&args.run);
     let text = run_dir.config()?.with_context(|| {
         format!("{} holds no run (it has no config.toml); `pipeline train --run` makes one", args.run.display())
@@ -124,43 +129,48 @@ pub(crate) fn run(args: &SampleArgs, runtime: &Runtime) -> Result<Outcome> {
     };
     let write = WriteSamples::create(&args.out, args.count, columns as usize)
         .with_context(|| format!("cannot make {}", args.out.display()))?;
+    let requests = Requests::new(classes.clone(), labels, args.count, args.batch, args.seed);
     let record = Record {
         checkpoint: path.display().to_string(),
         step,
         count: args.count,
         settings,
-        labels,
-        classes: classes.clone(),
+        label_scheme: labels,
+        classes,
+        labels: (0..args.count).map(|index| requests.label(index)).collect(),
+        class_names: config.data.class_names,
         precision: format!("{kind:?}"),
         vae: vae_name,
         rounding: "255 clamp((x + 1) / 2), truncated",
     };
-    let (count, n, mut progress) = (args.count, devices.len(), Progress::new());
-    let batches = count.div_ceil(args.batch.max(1));
+    let (count, n, mut progress) = (args.count, devices.len(), Progress::new("sampling", args.count));
+    let batch = args.batch.max(1);
     let scaling = Scaling { factor: config.data.scaling_factor, shift: config.data.shift_factor };
 
     #[rustfmt::skip]
-    let finished = Flow::from(Requests::new(classes, labels, count, args.batch, args.seed)) // -> SampleRequest
-        .then(Generate::on(weights, settings, devices.clone(), kind)).workers(n)            // -> SampleLatents  f32 [B, C, h, w]
-        .then(DecodeLatents::on(vae, devices, scaling)).workers(n)                          // -> SamplePixels   u8 [B, 3, H, W]
+    let finished = Flow::from(requests)                                          // -> SampleRequest
+        .then(Generate::on(weights, settings, devices.clone(), kind)).workers(n) // -> SampleLatents  f32 [B, C, h, w]
+        .then(DecodeLatents::on(vae, devices, scaling)).workers(n)               // -> SamplePixels   u8 [B, 3, H, W]
         .into(write)
         .observe(progress.interval(), move |report| {
-            let done = report.stages.last().map_or(0, |stage| stage.items);
-            progress.line(&format!("sampled {done} of {batches} batches"));
+            let done = report.stages.last().map_or(0, |stage| stage.items * batch).min(count);
+            progress.at(done, &format!("sampled {done}/{count} images"));
         })
         .run(runtime)?;
 
     if finished.interrupted {
         let done = finished.output;
-        return Ok(Outcome::Interrupted(format!(
+        let outcome = Outcome::Interrupted(format!(
             "stopped after {done} of {count} images; the same command makes them again, to the same pixels"
-        )));
+        ));
+        return Ok(Ended { outcome, report: Some(finished.report) });
     }
     let record_path = args.out.join("samples.json");
     std::fs::write(&record_path, serde_json::to_string_pretty(&record)?)
         .with_context(|| format!("cannot write {}", record_path.display()))?;
-    println!("wrote {} images to {}", finished.output, args.out.display());
-    Ok(Outcome::Done)
+    show::say(&show::report_lines(&finished.report));
+    show::result(&format!("wrote {} images to {}", finished.output, args.out.display()));
+    Ok(Ended { outcome: Outcome::Done, report: Some(finished.report) })
 }
 
 fn classes(args: &SampleArgs, known: i64) -> Result<Vec<i64>> {

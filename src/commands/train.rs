@@ -15,12 +15,12 @@ use stages::load::{self, LEAST_PREFETCH, LoadConfig, LoadMemory};
 use stages::method::config::LatentShape;
 use stages::method::layout::parameter_count;
 use stages::train::checkpoint::{self, Marks};
-use stages::train::run_dir::RunDir;
+use stages::train::run_dir::{Metrics, RunDir};
 use stages::train::sink::{TrainSteps, TrainSummary};
 use stages::train::step::Trainer;
 
 use crate::config::{self, DataConfig, RunConfig};
-use crate::exit::Outcome;
+use crate::exit::{Ended, Outcome};
 use crate::show::{self, Progress};
 
 /// Train a diffusion transformer on an encoded dataset. An existing run continues where it stopped.
@@ -58,7 +58,7 @@ pub(crate) struct TrainArgs {
     pub(crate) dry_run: bool,
 }
 
-pub(crate) fn run(args: &TrainArgs, runtime: &Runtime) -> Result<Outcome> {
+pub(crate) fn run(args: &TrainArgs, runtime: &Runtime) -> Result<Ended> {
     let dataset = Arc::new(Dataset::open(&args.data, Io::Auto)?);
     let run_dir = RunDir::at(&args.run);
     let stored = match run_dir.config()? {
@@ -93,39 +93,46 @@ pub(crate) fn run(args: &TrainArgs, runtime: &Runtime) -> Result<Outcome> {
         println!("# parameters: {} ({} with the projector)", parameters(false), parameters(true));
         println!("# loader memory: {} bytes", LoadMemory::of(&dataset, &load)?.total());
         println!("# device: {device:?}, computing in {kind:?}");
-        return Ok(Outcome::Done);
+        return Ok(Ended::already());
     }
 
     let steps = config.train.steps;
     if first_batch > 0 && first_batch >= steps {
-        println!("{} is complete: it has done {first_batch} steps of {steps}", args.run.display());
-        return Ok(Outcome::Done);
+        show::result(&format!("{} is complete: it has done {first_batch} steps of {steps}", args.run.display()));
+        return Ok(Ended::already());
     }
     let batches = load::batches(&dataset, &load)?;
     let mut trainer = Trainer::new(config, resolved.data.latent, device, kind)?;
     let arithmetic = training_arithmetic(device, kind);
     if let Some((step, path)) = &newest {
         let other = checkpoint::load(&mut trainer, path, &resolved.data.dataset, &arithmetic)?;
-        eprintln!("continuing {} at step {step}", args.run.display());
+        show::say(&format!("continuing {} at step {step}", args.run.display()));
         if let Some(other) = other {
-            eprintln!("warning: the run was on {other} and goes on {arithmetic}: results will differ by rounding");
+            show::say(&format!(
+                "warning: the run was on {other} and goes on {arithmetic}: results will differ by rounding"
+            ));
         }
     }
     // Nothing that is refused above leaves a run behind.
     run_dir.begin(&resolved.to_toml()?)?;
     run_dir.rewind_metrics(first_batch)?;
 
-    let mut progress = Progress::new();
-    let on_metrics = Box::new(move |metrics: &_| progress.line(&show::metrics_line(metrics, steps)));
+    let mut progress = Progress::new("training", steps);
+    let (interval, position) = (progress.interval(), progress.position());
+    let on_metrics =
+        Box::new(move |metrics: &Metrics| progress.milestone(metrics.step, &show::metrics_line(metrics, steps)));
     let scaling = Scaling::of(&dataset.manifest.schema);
     let marks = Marks { data: resolved.data.dataset.clone(), arithmetic };
     let finished =
         batches //                                         -> HostBatch   f16 mean, logvar [B, C, h, w]
             .into(TrainSteps::new(trainer, scaling, run_dir, marks, runtime.interrupt().clone(), on_metrics))
+            .observe(interval, move |report| {
+                position(first_batch + report.stages.last().map_or(0, |training| training.items));
+            })
             .run(runtime)?;
 
-    eprint!("{}", show::report_lines(&finished.report));
-    Ok(outcome(&finished.output, &args.run, steps))
+    show::say(&show::report_lines(&finished.report));
+    Ok(Ended { outcome: outcome(&finished.output, &args.run, steps), report: Some(finished.report) })
 }
 
 fn outcome(summary: &TrainSummary, run: &Path, steps: u64) -> Outcome {
@@ -136,7 +143,8 @@ fn outcome(summary: &TrainSummary, run: &Path, steps: u64) -> Outcome {
             run.join("checkpoints").display()
         ));
     }
-    println!("trained {} steps; checkpoints are in {}", summary.step, run.join("checkpoints").display());
+    let checkpoints = run.join("checkpoints");
+    show::result(&format!("trained {} steps; checkpoints are in {}", summary.step, checkpoints.display()));
     Outcome::Done
 }
 

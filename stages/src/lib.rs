@@ -5,6 +5,7 @@
 pub mod data;
 pub mod device;
 pub mod encode;
+pub mod evaluate;
 pub mod load;
 pub mod method;
 pub mod native;

@@ -189,6 +189,14 @@ impl ImageList {
         self
     }
 
+    /// Keeps of each class the first image in the present order.
+    #[must_use]
+    pub fn first_of_each_class(mut self) -> Self {
+        let mut seen = vec![false; self.classes.len()];
+        self.entries.retain(|entry| !std::mem::replace(&mut seen[entry.label as usize], true));
+        self
+    }
+
     /// Number of images.
     pub fn len(&self) -> usize {
         self.entries.len()

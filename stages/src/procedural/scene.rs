@@ -7,6 +7,9 @@ use super::texture::{Clouds, Noise, Pattern, mix};
 
 type Rgb = [f32; 3];
 
+/// How much a shape's pattern shows, in [0, 1].
+const INK_CONTRAST: f32 = 0.9;
+
 /// Everything about a photograph but its pixels. Lengths are in pixels, colours linear in [0, 1].
 pub(super) struct Scene<'a> {
     class: &'a Class,
@@ -36,32 +39,31 @@ impl<'a> Scene<'a> {
     pub(super) fn draw(class: &'a Class, random: &mut Random, width: usize, height: usize) -> Self {
         let (w, h) = (width as f32, height as f32);
         let short = w.min(h);
-        let radius = short * random.between(0.24, 0.42);
-        let around =
-            |random: &mut Random, side: f32| side * 0.5 + (side * 0.5 - radius * 0.85) * random.between(-0.8, 0.8);
+        let radius = short * random.between(0.34, 0.44);
+        let around = |random: &mut Random, side: f32| side * 0.5 + (side * 0.5 - radius) * random.between(-0.7, 0.7);
         let centre = (around(random, w), around(random, h));
-        let hue = class.hue + random.between(-0.022, 0.022);
-        let value = random.between(0.7, 0.98);
+        let hue = class.hue + random.between(-0.015, 0.015);
+        let value = random.between(0.85, 1.0);
         let ink = [
             colour(hue, class.saturation * random.between(0.85, 1.0), value),
             colour(
-                hue + random.between(-0.03, 0.03),
-                class.saturation * random.between(0.35, 0.7),
-                value * random.between(0.35, 0.6),
+                hue + random.between(-0.02, 0.02),
+                class.saturation * random.between(0.8, 1.0),
+                value * random.between(0.5, 0.65),
             ),
         ];
         let ground_hue = random.unit();
-        let ground_value = random.between(0.3, 0.85);
+        let ground_value = random.between(0.45, 0.75);
         let ground = [
-            colour(ground_hue, random.between(0.03, 0.3), ground_value),
+            colour(ground_hue, random.between(0.0, 0.15), ground_value),
             colour(
                 ground_hue + random.between(-0.15, 0.15),
-                random.between(0.05, 0.4),
-                ground_value * random.between(0.5, 0.85),
+                random.between(0.0, 0.2),
+                ground_value * random.between(0.5, 0.75),
             ),
         ];
         let patterns =
-            [Pattern::Cloudy, Pattern::Grain, Pattern::Stripes, Pattern::Waves, Pattern::Checker, Pattern::Speckle];
+            [Pattern::Marble, Pattern::Dots, Pattern::Stripes, Pattern::Waves, Pattern::Checker, Pattern::Speckle];
         let light_turn = turn(random.unit());
         let noise = Noise::new(random);
         let clouds = Clouds::over((width, height), &noise, random.between(3.0, 7.0) / short.max(1.0));
@@ -71,17 +73,17 @@ impl<'a> Scene<'a> {
             size: (width, height),
             centre,
             radius,
-            turn: turn(random.between(-0.09, 0.09)),
+            turn: turn(random.between(-0.04, 0.04)),
             ink,
-            pattern_scale: random.between(2.2, 3.6) / radius,
+            pattern_scale: random.between(1.1, 1.5) / radius,
             shadow: (light_turn.0 * radius * 0.14, light_turn.1 * radius * 0.14, random.between(0.25, 0.6)),
             ground,
             ground_pattern: patterns[random.below(patterns.len() as u64) as usize],
             ground_turn: turn(random.unit()),
-            ground_scale: random.between(2.5, 8.0) / short,
-            ground_contrast: random.between(0.15, 0.6),
+            ground_scale: random.between(2.2, 3.6) / short,
+            ground_contrast: random.between(0.3, 0.6),
             clouds,
-            light: (light_turn.0 / w, light_turn.1 / h, random.between(0.15, 0.5)),
+            light: (light_turn.0 / w, light_turn.1 / h, random.between(0.1, 0.35)),
             grain: random.between(0.004, 0.022),
             // xorshift would stay at zero.
             grain_seed: (random.bits() as u32).max(1),
@@ -132,7 +134,7 @@ impl<'a> Scene<'a> {
         let (u, v) = rotate(x * self.ground_scale, y * self.ground_scale, self.ground_turn);
         let pattern = self.ground_pattern.at(&self.noise, u, v, self.ground_scale);
         let clouds = self.clouds.at(x, y);
-        let t = 0.5 + 0.5 * self.ground_contrast * pattern + 0.35 * clouds;
+        let t = 0.5 + 0.5 * self.ground_contrast * pattern + 0.15 * clouds;
         // The shadow is the shape again, moved away from the light, with a soft rim.
         let (dx, dy) = (x - self.shadow.0 - self.centre.0, self.centre.1 - y + self.shadow.1);
         let (su, sv) = rotate(dx / self.radius, dy / self.radius, self.turn);
@@ -144,7 +146,7 @@ impl<'a> Scene<'a> {
     fn ink_at(&self, u: f32, v: f32, distance: f32) -> Rgb {
         let scale = self.pattern_scale * self.radius;
         let pattern = self.class.pattern.at(&self.noise, u * scale, v * scale, self.pattern_scale);
-        let t = 0.5 + self.class.contrast * 0.5 * pattern;
+        let t = 0.5 + INK_CONTRAST * 0.5 * pattern;
         // Rounded: the rim turns away from the light.
         let rim = 1.0 - 0.35 * (1.0 + distance * 4.0).clamp(0.0, 1.0).powi(2);
         let clouds = 1.0 + 0.12 * self.noise.at(3.0 * u + 7.0, 3.0 * v);

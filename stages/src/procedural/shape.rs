@@ -15,8 +15,6 @@ pub(super) enum Shape {
     Hexagon,
     Cross,
     Heart,
-    Diamond,
-    Crescent,
 }
 
 impl Shape {
@@ -31,8 +29,6 @@ impl Shape {
             Self::Hexagon => hexagon(x, y),
             Self::Cross => square(x, y, 0.95, 0.32).min(square(x, y, 0.32, 0.95)),
             Self::Heart => heart(x / 1.6, y / 1.6 + 0.55) * 1.6,
-            Self::Diamond => (x.abs() * 1.35 + y.abs() - 1.0) * 0.595,
-            Self::Crescent => (length(x, y) - 0.95).max(0.72 - length(x - 0.45, y - 0.1)),
         }
     }
 }
@@ -89,7 +85,7 @@ fn heart(x: f32, y: f32) -> f32 {
 mod tests {
     use super::*;
 
-    const ALL: [Shape; 10] = [
+    const ALL: [Shape; 8] = [
         Shape::Disc,
         Shape::Ring,
         Shape::Triangle,
@@ -98,8 +94,6 @@ mod tests {
         Shape::Hexagon,
         Shape::Cross,
         Shape::Heart,
-        Shape::Diamond,
-        Shape::Crescent,
     ];
 
     #[test]

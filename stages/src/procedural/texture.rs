@@ -68,7 +68,7 @@ impl Clouds {
 /// How a surface is patterned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pattern {
-    Cloudy,
+    Marble,
     Stripes,
     Checker,
     Dots,
@@ -83,7 +83,7 @@ impl Pattern {
     /// same units, over which edges are softened.
     pub(super) fn at(self, noise: &Noise, x: f32, y: f32, pixel: f32) -> f32 {
         match self {
-            Self::Cloudy => noise.clouds(0.7 * x, 0.7 * y),
+            Self::Marble => edge(triangle_wave(0.5 * x + 0.9 * noise.clouds(0.6 * x, 0.6 * y)), pixel * 4.0),
             Self::Stripes => edge(triangle_wave(x), pixel * 4.0),
             Self::Checker => edge(triangle_wave(x), pixel * 4.0) * edge(triangle_wave(y), pixel * 4.0),
             Self::Dots => {
@@ -93,8 +93,8 @@ impl Pattern {
             Self::Rings => edge(triangle_wave(length(x, y)), pixel * 4.0),
             Self::Waves => edge(triangle_wave(x + 0.22 * triangle_wave(0.6 * y)), pixel * 4.0),
             Self::Grain => {
-                let bent = x + 0.5 * noise.at(0.4 * x, 0.15 * y);
-                0.6 * triangle_wave(bent) + 0.4 * noise.at(6.0 * x, 0.5 * y)
+                let bent = x + 0.5 * noise.at(0.8 * x, 0.4 * y);
+                0.7 * edge(triangle_wave(bent) - 0.3, pixel * 4.0) + 0.3 * noise.at(6.0 * x, 0.5 * y)
             }
             Self::Speckle => edge(noise.at(2.2 * x, 2.2 * y) - 0.35, pixel * 3.0),
         }

@@ -32,6 +32,11 @@ impl DecodeLatents {
     }
 }
 
+/// From about [-1, 1] to u8 0..=255: 255 clamp((x + 1) / 2), truncated, the rule of REPA.
+pub(super) fn to_levels(decoded: &Tensor) -> Tensor {
+    (((decoded + 1.0) / 2.0).clamp(0.0, 1.0) * 255.0).to_kind(Kind::Uint8)
+}
+
 impl Stage for DecodeLatents {
     type In = SampleLatents;
     type Out = SamplePixels;
@@ -44,8 +49,7 @@ impl Stage for DecodeLatents {
         let pixels = no_grad(|| -> Result<Tensor, BoxError> {
             let unscaled = latents.to_device(self.device) / self.scaling.factor + self.scaling.shift;
             let decoded = self.vae.decode(&unscaled)?;
-            // 255 clamp((x + 1) / 2), truncated: the rule of REPA.
-            Ok((((decoded + 1.0) / 2.0).clamp(0.0, 1.0) * 255.0).to_kind(Kind::Uint8).to_device(Device::Cpu))
+            Ok(to_levels(&decoded).to_device(Device::Cpu))
         })?;
         let [_, channels, height, width] = pixels.size()[..] else { unreachable!("pixels have four dimensions") };
         let mut values = vec![0u8; pixels.numel()];

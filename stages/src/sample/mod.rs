@@ -9,5 +9,6 @@
 
 pub mod decode;
 pub mod generate;
+pub mod reconstruct;
 pub mod request;
 pub mod write;

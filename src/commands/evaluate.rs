@@ -1,0 +1,328 @@
+//! `pipeline evaluate`: samples against real images.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Result, anyhow, bail};
+use clap::Args;
+use pipeline::{Flow, Runtime, Source};
+use serde::Serialize;
+use stages::data::ImageRef;
+use stages::encode::crop::{AdmCrop, Resize};
+use stages::encode::decode::Decode;
+use stages::encode::list::{ImageList, ListImages};
+use stages::evaluate::neighbours::{
+    Accuracy, CollectNearest, CollectPictures, Distances, FindNearest, Nearest, Neighbourhood, Pictures, QUERY_BLOCK,
+    QueryBlocks, SIDE, chance, class_accuracy,
+};
+use stages::evaluate::samples::{ListSamples, SampleList};
+
+use crate::exit::Outcome;
+use crate::show::{self, Progress};
+
+/// Compare samples with real images at 32 x 32 pixels: whether the nearest is of the sample's class, and whether
+/// samples are copies of training images.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct EvaluateArgs {
+    /// Folder that `pipeline sample` wrote
+    #[arg(long, value_name = "DIR")]
+    pub(crate) samples: PathBuf,
+    /// Folder with one folder of real images for each class, none of them trained on
+    #[arg(long, value_name = "DIR")]
+    pub(crate) reference: PathBuf,
+    /// Folder with one folder of images for each class, those that were trained on
+    #[arg(long, value_name = "DIR")]
+    pub(crate) train: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What the samples are like; accuracies are serialised as shares in 0..=1.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Evaluation {
+    /// Number of samples.
+    pub(crate) count: usize,
+    /// Samples whose nearest reference image is of their own class.
+    pub(crate) nearest_neighbour_accuracy: Accuracy,
+    /// What a reference image drawn at random would give, in 0..=1.
+    pub(crate) chance: f64,
+    /// The same accuracy for the samples of each class that has any.
+    pub(crate) by_class: BTreeMap<String, Accuracy>,
+    /// The same accuracy for the training images of these classes.
+    pub(crate) ceiling_accuracy: Option<Accuracy>,
+    /// How near the training images are.
+    pub(crate) distance_to_train: Option<DistanceToTrain>,
+}
+
+/// Distances to the nearest training image, in levels of 0..=255.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(crate) struct DistanceToTrain {
+    /// Of the samples.
+    pub(crate) samples: Distances,
+    /// Of the reference images: what pictures that were not trained on give.
+    pub(crate) reference: Distances,
+}
+
+pub(crate) fn run(args: &EvaluateArgs, runtime: &Runtime) -> Result<Outcome> {
+    let Some(evaluation) = evaluate(args, runtime)? else {
+        return Ok(Outcome::Interrupted("stopped; evaluation leaves nothing behind, run it again".to_owned()));
+    };
+    if args.json {
+        show::result(&serde_json::to_string(&evaluation)?);
+    } else {
+        show::result(&lines(&evaluation));
+    }
+    Ok(Outcome::Done)
+}
+
+/// Evaluates, and prints nothing but progress. `None` if an interrupt was requested before the end.
+pub(crate) fn evaluate(args: &EvaluateArgs, runtime: &Runtime) -> Result<Option<Evaluation>> {
+    let listed = SampleList::open(&args.samples)?;
+    let count = listed.count();
+    let reference = real_images("--reference", &args.reference, &listed)?;
+    if reference.classes().len() < 2 {
+        bail!(
+            "--reference {}: one class only, so every neighbour is of it; give a folder of two classes or more",
+            args.reference.display()
+        );
+    }
+    let train = match &args.train {
+        Some(folder) if fs::canonicalize(folder).ok() == fs::canonicalize(&args.reference).ok() => bail!(
+            "--train and --reference are the same folder {}; the reference must be images that were not trained on",
+            folder.display()
+        ),
+        Some(folder) => Some(real_images("--train", folder, &listed)?),
+        None => None,
+    };
+
+    let classes = listed.classes().to_vec();
+    let Some(samples) = read(&args.samples, ListSamples::of(listed), count, classes, runtime)? else { return Ok(None) };
+    let Some(reference) = read_list(&args.reference, reference, runtime)? else { return Ok(None) };
+    let among_reference = neighbourhood(&reference)?;
+    let Some(nearest) = search("samples", &samples, &among_reference, runtime)? else { return Ok(None) };
+    let by_class = class_accuracy(&samples, &nearest, &reference);
+    let mut evaluation = Evaluation {
+        count,
+        nearest_neighbour_accuracy: by_class.values().copied().sum(),
+        chance: chance(&samples, &reference),
+        by_class,
+        ceiling_accuracy: None,
+        distance_to_train: None,
+    };
+
+    if let (Some(folder), Some(train)) = (&args.train, train) {
+        let Some(train) = read_list(folder, train, runtime)? else { return Ok(None) };
+        let Some(nearest) = search("training images", &train, &among_reference, runtime)? else { return Ok(None) };
+        let ceiling = class_accuracy(&train, &nearest, &reference);
+        // Classes without samples are not part of the figure that this is the ceiling of.
+        let sampled = ceiling.into_iter().filter(|(class, _)| evaluation.by_class.contains_key(class));
+        evaluation.ceiling_accuracy = Some(sampled.map(|(_, accuracy)| accuracy).sum());
+
+        let among_train = neighbourhood(&train)?;
+        let Some(of_samples) = search("samples", &samples, &among_train, runtime)? else { return Ok(None) };
+        let Some(of_reference) = search("reference images", &reference, &among_train, runtime)? else {
+            return Ok(None);
+        };
+        evaluation.distance_to_train = Distances::of(&of_samples)
+            .zip(Distances::of(&of_reference))
+            .map(|(samples, reference)| DistanceToTrain { samples, reference });
+    }
+    Ok(Some(evaluation))
+}
+
+/// Lists a tree of real images, which must have every class that has samples; it may have others.
+fn real_images(flag: &str, folder: &Path, samples: &SampleList) -> Result<ImageList> {
+    let list = ImageList::scan(folder)?;
+    let sampled = samples.sampled_classes();
+    let missing: Vec<_> = sampled.iter().filter(|class| !list.classes().iter().any(|known| known == *class)).collect();
+    let place = folder.display();
+    match missing[..] {
+        [] => Ok(list),
+        [first, ..] if missing.len() == sampled.len() => {
+            bail!(
+                "{flag} {place}: has none of the classes of the samples (such as {first:?}); its folders must bear their names"
+            )
+        }
+        [first] => {
+            bail!("{flag} {place}: has no class {first:?}, of which there are samples; add a folder of that name")
+        }
+        [first, ..] => bail!(
+            "{flag} {place}: has no class {first:?}, of which there are samples, nor {} others; add folders of their names",
+            missing.len() - 1
+        ),
+    }
+}
+
+fn read_list(folder: &Path, list: ImageList, runtime: &Runtime) -> Result<Option<Arc<Pictures>>> {
+    let (count, classes) = (list.len(), list.classes().to_vec());
+    read(folder, ListImages::starting_at(list, 0), count, classes, runtime)
+}
+
+/// All images of a source as small pictures; `None` if an interrupt was requested.
+fn read(
+    folder: &Path,
+    source: impl Source<Item = ImageRef>,
+    count: usize,
+    classes: Vec<String>,
+    runtime: &Runtime,
+) -> Result<Option<Arc<Pictures>>> {
+    let (folder, mut progress) = (folder.display().to_string(), Progress::new("reading", count as u64));
+    #[rustfmt::skip]
+    let finished = Flow::from(source)                                  // -> ImageRef
+        .then(Decode::skipping).workers(cores())                       // -> Decoded  u8 [H, W, 3]
+        .depth(1) // whole pictures, as in `pipeline encode`
+        .then(AdmCrop::to(SIDE, Resize::Exact)).workers(cores())       // -> Decoded  u8 [32, 32, 3]
+        .into(CollectPictures::of(classes))
+        .observe(progress.interval(), move |report| {
+            let done = report.stages.last().map_or(0, |stage| stage.items);
+            progress.at(done, &format!("read {done}/{count} images of {folder}"));
+        })
+        .run(runtime)?;
+    Ok((!finished.interrupted).then(|| Arc::new(finished.output)))
+}
+
+fn neighbourhood(pictures: &Arc<Pictures>) -> Result<Arc<Neighbourhood>> {
+    let prepared = Neighbourhood::of(Arc::clone(pictures));
+    Ok(Arc::new(prepared.ok_or_else(|| anyhow!("there are no images to compare with"))?))
+}
+
+/// The nearest of a set for each of the queries; `None` if an interrupt was requested.
+fn search(
+    what: &'static str,
+    queries: &Arc<Pictures>,
+    among: &Arc<Neighbourhood>,
+    runtime: &Runtime,
+) -> Result<Option<Vec<Nearest>>> {
+    let (count, mut progress) = (queries.len(), Progress::new("comparing", queries.len() as u64));
+    #[rustfmt::skip]
+    let finished = Flow::from(QueryBlocks::of(count))                                               // -> Range of rows
+        .then(FindNearest::of(Arc::clone(queries), Arc::clone(among))).workers(cores())             // -> Vec<Nearest>
+        .into(CollectNearest::default())
+        .observe(progress.interval(), move |report| {
+            let blocks = report.stages.last().map_or(0, |stage| stage.items) as usize;
+            let done = (blocks * QUERY_BLOCK).min(count);
+            progress.at(done as u64, &format!("compared {done}/{count} {what}"));
+        })
+        .run(runtime)?;
+    Ok((!finished.interrupted).then_some(finished.output))
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
+}
+
+/// What a person reads.
+/// What a person reads of it.
+pub(crate) fn lines(evaluation: &Evaluation) -> String {
+    let Evaluation { count, nearest_neighbour_accuracy, chance, by_class, ceiling_accuracy, distance_to_train } =
+        evaluation;
+    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+    let mut text = format!(
+        "{} of {count} samples ({}) have their nearest reference image in their own class; chance {}\n",
+        nearest_neighbour_accuracy.hits,
+        percent(nearest_neighbour_accuracy.share()),
+        percent(*chance)
+    );
+    for (class, accuracy) in by_class {
+        let Accuracy { hits, count } = accuracy;
+        text += &format!("class {class:<24} {:>7}  ({hits} of {count})\n", percent(accuracy.share()));
+    }
+    if let Some(ceiling) = ceiling_accuracy {
+        let Accuracy { hits, count } = ceiling;
+        text += &format!(
+            "{hits} of {count} training images ({}) have theirs in their own class: the ceiling\n",
+            percent(ceiling.share())
+        );
+    }
+    if let Some(DistanceToTrain { samples, reference }) = distance_to_train {
+        for (what, distances) in [("samples", samples), ("reference images", reference)] {
+            let Distances { least, median } = distances;
+            text += &format!(
+                "nearest training image of {what:<16}  least {least:>6.2}  median {median:>6.2}  levels of 0 to 255\n"
+            );
+        }
+        text += &match (samples.least, reference.least) {
+            (0.0, _) => format!("at least one sample is a copy of a training image at {SIDE} x {SIDE} pixels\n"),
+            (of_samples, of_reference) => format!(
+                "no sample is closer to a training image than {of_samples:.2} levels; the closest reference image is \
+                 at {of_reference:.2}\n"
+            ),
+        };
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn evaluation() -> Evaluation {
+        let of = |hits, count| Accuracy { hits, count };
+        Evaluation {
+            count: 64,
+            nearest_neighbour_accuracy: of(58, 64),
+            chance: 0.125,
+            by_class: BTreeMap::from([("blue-ring".to_owned(), of(28, 32)), ("red-disc".to_owned(), of(30, 32))]),
+            ceiling_accuracy: None,
+            distance_to_train: None,
+        }
+    }
+
+    #[test]
+    fn a_person_reads_counts_shares_and_distances() {
+        let text = lines(&evaluation());
+        let first = "58 of 64 samples (90.6 %) have their nearest reference image in their own class; chance 12.5 %\n";
+        assert!(text.starts_with(first), "{text}");
+        assert_eq!(text.lines().count(), 3);
+
+        let distances = |least| Distances { least, median: 20.0 };
+        let with_train = |least| Evaluation {
+            ceiling_accuracy: Some(Accuracy { hits: 3, count: 4 }),
+            distance_to_train: Some(DistanceToTrain { samples: distances(least), reference: distances(11.5) }),
+            ..evaluation()
+        };
+        let text = lines(&with_train(12.345));
+        assert!(text.contains("3 of 4 training images (75.0 %)"), "{text}");
+        let last =
+            "no sample is closer to a training image than 12.35 levels; the closest reference image is at 11.50\n";
+        assert!(text.ends_with(last), "{text}");
+        assert!(lines(&with_train(0.0)).contains("is a copy of a training image"));
+    }
+
+    #[test]
+    fn json_holds_shares_and_null_for_what_was_not_asked() {
+        let json: serde_json::Value = serde_json::to_value(evaluation()).unwrap();
+        let expected = serde_json::json!({
+            "count": 64,
+            "nearest_neighbour_accuracy": 0.90625,
+            "chance": 0.125,
+            "by_class": { "blue-ring": 0.875, "red-disc": 0.9375 },
+            "ceiling_accuracy": null,
+            "distance_to_train": null,
+        });
+        assert_eq!(json, expected);
+    }
+
+    #[test]
+    fn a_requested_interrupt_ends_the_evaluation_as_stopped() {
+        let folder = tempfile::tempdir().unwrap();
+        let (samples, reference) = (folder.path().join("samples"), folder.path().join("reference"));
+        for (folder, level) in [("reference/dark", 20), ("reference/light", 220), ("samples", 30)] {
+            let path = samples.parent().unwrap().join(folder);
+            fs::create_dir_all(&path).unwrap();
+            image::RgbImage::from_pixel(40, 40, image::Rgb([level; 3])).save(path.join("000000.png")).unwrap();
+        }
+        let record = serde_json::json!({ "labels": [0], "class_names": ["dark", "light"] });
+        fs::write(samples.join("samples.json"), record.to_string()).unwrap();
+
+        let args = EvaluateArgs { samples, reference, train: None, json: false };
+        assert!(evaluate(&args, &Runtime::default()).unwrap().is_some());
+        let runtime = Runtime::default();
+        runtime.interrupt().request();
+        assert!(matches!(run(&args, &runtime).unwrap(), Outcome::Interrupted(_)));
+    }
+}
