@@ -66,7 +66,7 @@ impl Progress {
     /// Of work that has `total` parts; `title` stands before the bar.
     pub(crate) fn new(title: &'static str, total: u64) -> Self {
         let target = if on_terminal() { ProgressDrawTarget::stderr_with_hz(4) } else { ProgressDrawTarget::hidden() };
-        let style = ProgressStyle::with_template("{prefix:>9} {bar:28.cyan/dim} {percent:>3} %  {wide_msg}")
+        let style = ProgressStyle::with_template("{prefix:>9} {bar:16.cyan/dim} {percent:>3} %  {wide_msg}")
             .expect("the template is a constant that indicatif knows")
             .progress_chars("━╸─");
         let bar = ProgressBar::with_draw_target(Some(total), target).with_style(style).with_prefix(title);
@@ -81,13 +81,13 @@ impl Progress {
     /// A second handle on the bar, for another thread that knows how far the work is.
     pub(crate) fn position(&self) -> impl Fn(u64) + use<> {
         let bar = self.bar.clone();
-        move |done| bar.set_position(done)
+        move |done| advance(&bar, done)
     }
 
     /// `done` parts are done, about which `text` says more; where there is no bar it is said every ten seconds and at the
     /// end.
     pub(crate) fn at(&mut self, done: u64, text: &str) {
-        self.bar.set_position(done);
+        advance(&self.bar, done);
         self.bar.set_message(text.to_owned());
         let ended = self.bar.length().is_some_and(|total| done >= total);
         let news = self.said.is_none_or(|(said, at)| said != done && (ended || at.elapsed() >= LINE_EVERY));
@@ -99,7 +99,7 @@ impl Progress {
 
     /// The same, and said in any case.
     pub(crate) fn milestone(&mut self, done: u64, text: &str) {
-        self.bar.set_position(done);
+        advance(&self.bar, done);
         self.bar.set_message(text.to_owned());
         self.write(text);
     }
@@ -114,7 +114,15 @@ impl Progress {
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        self.bar.abandon();
+        // What comes next says how it ended, and would otherwise stand in the bar's line.
+        self.bar.finish_and_clear();
+    }
+}
+
+/// Never back: what is known of a step may come later than the step.
+fn advance(bar: &ProgressBar, done: u64) {
+    if done > bar.position() {
+        bar.set_position(done);
     }
 }
 
@@ -127,13 +135,14 @@ pub(crate) fn metrics_line(metrics: &Metrics, steps: u64) -> String {
     let Metrics { step, velocity_loss, alignment_loss, images_per_s, .. } = metrics;
     let left = if *images_per_s > 0.0 {
         let per_step = metrics.images as f64 / (*step as f64) / images_per_s;
-        format!(", {} left", duration((steps - step) as f64 * per_step))
+        format!("  {} left", duration((steps - step) as f64 * per_step))
     } else {
         String::new()
     };
+    // What a narrow terminal cuts off comes last.
     format!(
-        "step {step}/{steps}  velocity {velocity_loss:.4}  alignment {alignment_loss:+.4}  cosine {:.3}  \
-         {images_per_s:.1} images/s{left}",
+        "step {step}/{steps}{left}  {images_per_s:.1} images/s  velocity {velocity_loss:.4}  alignment {alignment_loss:+.4}  \
+         cosine {:.3}",
         metrics.condition_cosine
     )
 }

@@ -136,6 +136,7 @@ pub(crate) fn run(args: &EncodeArgs, runtime: &Runtime) -> Result<Ended> {
         Opened::Unfinished(writer) => *writer,
     };
     let (first, total) = (writer.first_position(), list.len() as u64);
+    let classes = list.classes().to_vec();
     if first > 0 {
         show::say(&format!("continuing {} at image {first} of {total}", args.out.display()));
     }
@@ -162,7 +163,7 @@ pub(crate) fn run(args: &EncodeArgs, runtime: &Runtime) -> Result<Ended> {
         .run(runtime)?;
 
     show::say(&show::report_lines(&finished.report));
-    Ok(Ended { outcome: outcome(&finished.output, &args.out, total), report: Some(finished.report) })
+    Ok(Ended { outcome: outcome(&finished.output, &classes, &args.out, total), report: Some(finished.report) })
 }
 
 /// What the dataset records, and what must be equal for an encode to be continued.
@@ -226,7 +227,7 @@ fn progress_line(done: u64, first: u64, total: u64, seconds: f64) -> String {
     format!("encoded {done}/{total} images  {rate:.1} images/s{left}")
 }
 
-fn outcome(written: &Written, out: &Path, total: u64) -> Outcome {
+fn outcome(written: &Written, classes: &[String], out: &Path, total: u64) -> Outcome {
     let Written { samples, shards, skipped, complete } = written;
     if !complete {
         return Outcome::Interrupted(format!(
@@ -236,7 +237,16 @@ fn outcome(written: &Written, out: &Path, total: u64) -> Outcome {
             if *shards > 0 { "continue after them" } else { "begin again" }
         ));
     }
-    show::result(&format!("encoded {samples} images into {shards} shards in {}", out.display()));
+    let plural = if *shards == 1 { "" } else { "s" };
+    show::result(&format!(
+        "encoded {samples} images of {} classes ({}) into {shards} shard{plural} in {}",
+        classes.len(),
+        match classes {
+            [some @ .., _] if classes.len() > 4 => format!("{}, ..", some[..3].join(", ")),
+            all => all.join(", "),
+        },
+        out.display()
+    ));
     if *skipped > 0 {
         show::result(&format!("{skipped} files could not be decoded and were skipped; dataset.json lists them"));
     }

@@ -52,8 +52,8 @@ pub(crate) struct Evaluation {
     pub(crate) chance: f64,
     /// The same accuracy for the samples of each class that has any.
     pub(crate) by_class: BTreeMap<String, Accuracy>,
-    /// The same accuracy for the training images of these classes.
-    pub(crate) ceiling_accuracy: Option<Accuracy>,
+    /// The same accuracy for the training images of these classes: what real images get.
+    pub(crate) train_accuracy: Option<Accuracy>,
     /// How near the training images are.
     pub(crate) distance_to_train: Option<DistanceToTrain>,
 }
@@ -110,17 +110,17 @@ pub(crate) fn evaluate(args: &EvaluateArgs, runtime: &Runtime) -> Result<Option<
         nearest_neighbour_accuracy: by_class.values().copied().sum(),
         chance: chance(&samples, &reference),
         by_class,
-        ceiling_accuracy: None,
+        train_accuracy: None,
         distance_to_train: None,
     };
 
     if let (Some(folder), Some(train)) = (&args.train, train) {
         let Some(train) = read_list(folder, train, runtime)? else { return Ok(None) };
         let Some(nearest) = search("training images", &train, &among_reference, runtime)? else { return Ok(None) };
-        let ceiling = class_accuracy(&train, &nearest, &reference);
-        // Classes without samples are not part of the figure that this is the ceiling of.
-        let sampled = ceiling.into_iter().filter(|(class, _)| evaluation.by_class.contains_key(class));
-        evaluation.ceiling_accuracy = Some(sampled.map(|(_, accuracy)| accuracy).sum());
+        let of_train = class_accuracy(&train, &nearest, &reference);
+        // Classes without samples are not part of the figure that this stands beside.
+        let sampled = of_train.into_iter().filter(|(class, _)| evaluation.by_class.contains_key(class));
+        evaluation.train_accuracy = Some(sampled.map(|(_, accuracy)| accuracy).sum());
 
         let among_train = neighbourhood(&train)?;
         let Some(of_samples) = search("samples", &samples, &among_train, runtime)? else { return Ok(None) };
@@ -218,7 +218,7 @@ fn cores() -> usize {
 /// What a person reads.
 /// What a person reads of it.
 pub(crate) fn lines(evaluation: &Evaluation) -> String {
-    let Evaluation { count, nearest_neighbour_accuracy, chance, by_class, ceiling_accuracy, distance_to_train } =
+    let Evaluation { count, nearest_neighbour_accuracy, chance, by_class, train_accuracy, distance_to_train } =
         evaluation;
     let percent = |share: f64| format!("{:.1} %", 100.0 * share);
     let mut text = format!(
@@ -231,11 +231,11 @@ pub(crate) fn lines(evaluation: &Evaluation) -> String {
         let Accuracy { hits, count } = accuracy;
         text += &format!("class {class:<24} {:>7}  ({hits} of {count})\n", percent(accuracy.share()));
     }
-    if let Some(ceiling) = ceiling_accuracy {
-        let Accuracy { hits, count } = ceiling;
+    if let Some(accuracy) = train_accuracy {
+        let Accuracy { hits, count } = accuracy;
         text += &format!(
-            "{hits} of {count} training images ({}) have theirs in their own class: the ceiling\n",
-            percent(ceiling.share())
+            "{hits} of {count} training images of these classes ({}) have theirs in their own class\n",
+            percent(accuracy.share())
         );
     }
     if let Some(DistanceToTrain { samples, reference }) = distance_to_train {
@@ -267,7 +267,7 @@ mod tests {
             nearest_neighbour_accuracy: of(58, 64),
             chance: 0.125,
             by_class: BTreeMap::from([("blue-ring".to_owned(), of(28, 32)), ("red-disc".to_owned(), of(30, 32))]),
-            ceiling_accuracy: None,
+            train_accuracy: None,
             distance_to_train: None,
         }
     }
@@ -281,12 +281,12 @@ mod tests {
 
         let distances = |least| Distances { least, median: 20.0 };
         let with_train = |least| Evaluation {
-            ceiling_accuracy: Some(Accuracy { hits: 3, count: 4 }),
+            train_accuracy: Some(Accuracy { hits: 3, count: 4 }),
             distance_to_train: Some(DistanceToTrain { samples: distances(least), reference: distances(11.5) }),
             ..evaluation()
         };
         let text = lines(&with_train(12.345));
-        assert!(text.contains("3 of 4 training images (75.0 %)"), "{text}");
+        assert!(text.contains("3 of 4 training images of these classes (75.0 %)"), "{text}");
         let last =
             "no sample is closer to a training image than 12.35 levels; the closest reference image is at 11.50\n";
         assert!(text.ends_with(last), "{text}");
@@ -301,7 +301,7 @@ mod tests {
             "nearest_neighbour_accuracy": 0.90625,
             "chance": 0.125,
             "by_class": { "blue-ring": 0.875, "red-disc": 0.9375 },
-            "ceiling_accuracy": null,
+            "train_accuracy": null,
             "distance_to_train": null,
         });
         assert_eq!(json, expected);

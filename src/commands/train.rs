@@ -47,7 +47,7 @@ pub(crate) struct TrainArgs {
     /// auto, cpu or cuda:0
     #[arg(long, default_value = "auto")]
     pub(crate) devices: String,
-    /// Threads that read and inflate shards [default: 2]
+    /// Threads that read and inflate shards
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub(crate) workers: usize,
     /// auto, f32 or bf16

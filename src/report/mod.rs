@@ -220,12 +220,18 @@ fn plots(metrics: &[Metrics]) -> Vec<Plot> {
         format!("Velocity loss (Eq. 7): {}. Lower is better.", course(&velocity)),
         format!(
             "Cosine between the encodings of two noisy views of one image: {} before the projector, {} after it, where \
-             the alignment loss (Eq. 6) acts.",
+             the alignment loss (Eq. 6) acts.{}",
             course(&before),
-            course(&after)
+            course(&after),
+            match chart::end_of(&after) {
+                Some(end) if end > 0.9995 => {
+                    " At 1 the projected views agree entirely, and this loss asks nothing more of the encoder."
+                }
+                _ => "",
+            }
         ),
-        format!("Images trained a second, views not counted: {}.", course(&rate)),
-        format!("Share of the time in which the trainer waited for data, in percent: {}.", course(&wait)),
+        format!("Images trained a second, views not counted; in the mean {}.", mean_of(&rate)),
+        format!("Share of the time in which the trainer waited for data, in percent; in the mean {}.", mean_of(&wait)),
     ];
     let series = |name, values| Series { name, values };
     let drawn = [
@@ -248,6 +254,15 @@ fn course(values: &[f64]) -> String {
     match (values.iter().find(|value| value.is_finite()), chart::end_of(values)) {
         (Some(first), Some(end)) => format!("from {} to {mean}{}", chart::number(*first), chart::number(end)),
         _ => "nothing was recorded".to_owned(),
+    }
+}
+
+/// Over all records that hold a number, in words.
+fn mean_of(values: &[f64]) -> String {
+    let finite: Vec<_> = values.iter().filter(|value| value.is_finite()).collect();
+    match finite.len() {
+        0 => "unknown".to_owned(),
+        count => chart::number(finite.into_iter().sum::<f64>() / count as f64),
     }
 }
 

@@ -215,8 +215,8 @@ fn judgement(evaluation: &Evaluation) -> Vec<Verdict> {
     for (class, accuracy) in &evaluation.by_class {
         table.push(verdict(class, counted(*accuracy)));
     }
-    if let Some(ceiling) = evaluation.ceiling_accuracy {
-        table.push(verdict("real training images judged the same way", percent(ceiling.share())));
+    if let Some(accuracy) = evaluation.train_accuracy {
+        table.push(verdict("real training images judged the same way", percent(accuracy.share())));
     }
     if let Some(DistanceToTrain { samples, reference }) = evaluation.distance_to_train {
         let shown = |Distances { least, median }: Distances| format!("least {least:.1}, median {median:.1}");

@@ -13,7 +13,7 @@
 //! There is one measure so far: the nearest neighbour in pixel space. It says how often a sample's nearest real image
 //! is of the sample's own class, and how close samples come to the images that were trained on. Pixels judge hue and
 //! layout, not what a person would call the content; the measure is meant for small sets of plain pictures, such as the
-//! demonstration's, where a chance level and a ceiling (real images in place of samples) say how to read it.
+//! demonstration's, where chance and real images in place of samples say how to read it.
 //!
 //! Not here yet: FID, sFID, IS, precision and recall, which need the features of an Inception network. For work of
 //! ImageNet's size, the folder of PNG files that `pipeline sample` writes can be given to an existing evaluator.
