@@ -17,6 +17,19 @@ fn a_folder_that_is_missing_or_empty_is_named() {
 }
 
 #[test]
+fn samples_go_into_no_folder_that_holds_other_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = images(folder.path(), 2, 4);
+    let (data, run) = (folder.path().join("data"), folder.path().join("run"));
+    succeed("encode --images {} --out {} --size 64", &[&images, &data]);
+    let small = "--preset dupa-demo --set train.batch=4 --set model.hidden=32";
+    succeed(&format!("train --data {{}} --run {{}} --steps 1 {small}"), &[&data, &run]);
+    refuse("sample --run {} --out {} --count 2 --steps 1", &[&run, &images], "which is no sample");
+    let left = fs::read_dir(images.join("class-0")).unwrap().count();
+    assert_eq!(left, 4);
+}
+
+#[test]
 fn a_text_file_named_jpg_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let images = images(folder.path(), 1, 1);

@@ -128,7 +128,7 @@ pub(crate) fn run(args: &SampleArgs, runtime: &Runtime) -> Result<Ended> {
         _ => (args.count as f64).sqrt().ceil() as u64,
     };
     let write = WriteSamples::create(&args.out, args.count, columns as usize)
-        .with_context(|| format!("cannot make {}", args.out.display()))?;
+        .with_context(|| format!("cannot write samples into {}", args.out.display()))?;
     let requests = Requests::new(classes.clone(), labels, args.count, args.batch, args.seed);
     let record = Record {
         checkpoint: path.display().to_string(),

@@ -40,16 +40,27 @@ impl WriteSamples {
     /// More images than this make no grid.
     pub const GRID_LIMIT: u64 = 400;
 
-    /// Makes `folder` and removes samples of an earlier command from it: it holds exactly what this one makes. `count` images are expected; a grid has `columns` of them in a row.
+    /// Makes `folder` and removes samples of an earlier command from it: it holds exactly what this one makes. `count`
+    /// images are expected; a grid has `columns` of them in a row.
+    ///
+    /// # Errors
+    /// A folder with anything else in it, which is left as it is; and the system's own.
     pub fn create(folder: &Path, count: u64, columns: usize) -> Result<Self, std::io::Error> {
         fs::create_dir_all(folder)?;
+        let mut earlier = Vec::new();
         for entry in fs::read_dir(folder)? {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             let sample = name.strip_suffix(".png").is_some_and(|stem| stem.len() >= 6 && stem.parse::<u64>().is_ok());
-            if sample || name == "grid.png" || name == "samples.json" {
-                fs::remove_file(&path)?;
+            if !sample && name != "grid.png" && name != "samples.json" {
+                let reason =
+                    format!("it holds {name}, which is no sample; give a folder that is new or of samples only");
+                return Err(std::io::Error::other(reason));
             }
+            earlier.push(path);
+        }
+        for path in earlier {
+            fs::remove_file(path)?;
         }
         let grid = (count <= Self::GRID_LIMIT).then(Vec::new);
         Ok(Self { folder: folder.to_path_buf(), columns: columns.max(1), grid, written: 0 })
