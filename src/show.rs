@@ -147,6 +147,11 @@ pub(crate) fn metrics_line(metrics: &Metrics, steps: u64) -> String {
     )
 }
 
+/// A share in 0..=1 as a person reads it.
+pub(crate) fn percent(share: f64) -> String {
+    format!("{:.1} %", 100.0 * share)
+}
+
 /// Seconds as a person says them.
 pub(crate) fn duration(seconds: f64) -> String {
     let seconds = seconds.round() as u64;

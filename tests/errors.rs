@@ -4,6 +4,8 @@ use std::fs;
 
 use crate::program::{images, refuse, run as run_program, succeed};
 
+const SMALL: &str = "--preset dupa-demo --set train.batch=4 --set model.hidden=32";
+
 #[test]
 fn a_folder_that_is_missing_or_empty_is_named() {
     let folder = tempfile::tempdir().unwrap();
@@ -14,6 +16,7 @@ fn a_folder_that_is_missing_or_empty_is_named() {
     refuse("train --data {} --run {}", &[&missing, &out], "missing");
     refuse("sample --run {} --out {}", &[&missing, &out], "holds no run");
     refuse("inspect {}", &[&empty], "pipeline encode");
+    refuse("demo --out {} --per-class 1", &[&out], "at least 2");
 }
 
 #[test]
@@ -22,8 +25,7 @@ fn samples_go_into_no_folder_that_holds_other_files() {
     let images = images(folder.path(), 2, 4);
     let (data, run) = (folder.path().join("data"), folder.path().join("run"));
     succeed("encode --images {} --out {} --size 64", &[&images, &data]);
-    let small = "--preset dupa-demo --set train.batch=4 --set model.hidden=32";
-    succeed(&format!("train --data {{}} --run {{}} --steps 1 {small}"), &[&data, &run]);
+    succeed(&format!("train --data {{}} --run {{}} --steps 1 {SMALL}"), &[&data, &run]);
     refuse("sample --run {} --out {} --count 2 --steps 1", &[&run, &images], "which is no sample");
     let left = fs::read_dir(images.join("class-0")).unwrap().count();
     assert_eq!(left, 4);
@@ -51,9 +53,8 @@ fn unknown_presets_and_keys_name_the_nearest_and_a_run_of_another_configuration_
     refuse("train --data {} --run {} --preset dupa-demo --set model.heads=3", &[&data, &run], "model.heads");
     assert!(!run.exists(), "a refused command begins no run");
 
-    let small = "--preset dupa-demo --set train.batch=4 --set model.hidden=32";
-    succeed(&format!("train --data {{}} --run {{}} --steps 1 {small}"), &[&data, &run]);
-    refuse(&format!("train --data {{}} --run {{}} --steps 1 {small} --set ema.decay=0.5"), &[&data, &run], "ema.decay");
+    succeed(&format!("train --data {{}} --run {{}} --steps 1 {SMALL}"), &[&data, &run]);
+    refuse(&format!("train --data {{}} --run {{}} --steps 1 {SMALL} --set ema.decay=0.5"), &[&data, &run], "ema.decay");
 }
 
 #[test]

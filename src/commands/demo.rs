@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use pipeline::{Flow, Runtime};
 use serde::{Deserialize, Serialize};
+use stages::device::cores;
 use stages::procedural::{self, Draw, Portfolio, WriteFiles};
 
 use super::evaluate::Evaluation;
@@ -197,11 +198,10 @@ fn settle(args: &DemoArgs) -> Result<()> {
 
 fn draw(portfolio: &Portfolio, runtime: &Runtime) -> Result<Ended> {
     let total = portfolio.count() as u64;
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let mut progress = Progress::new("drawing", total);
     #[rustfmt::skip]
     let finished = Flow::from(portfolio.commissions()?) //   -> Commission  class, seed, size
-        .then(Draw::new).workers(cores)                 //   -> Drawn       a JPEG in memory
+        .then(Draw::new).workers(cores())               //   -> Drawn       a JPEG in memory
         .into(WriteFiles::default())
         .observe(progress.interval(), move |report| {
             let done = report.stages.last().map_or(0, |stage| stage.items);
@@ -288,12 +288,12 @@ fn shell(words: &[String]) -> String {
 
 fn summarise(args: &DemoArgs, records: &[PartRecord], evaluation: &Evaluation) {
     let total: f64 = records.iter().map(|record| record.seconds).sum();
-    let in_their_class = 100.0 * evaluation.nearest_neighbour_accuracy.share();
+    let in_their_class = show::percent(evaluation.nearest_neighbour_accuracy.share());
     show::result(&format!(
-        "\ndone in {}: {in_their_class:.0} % of the samples look like their class (chance {:.1} %)\n\
+        "\ndone in {}: {in_their_class} of the samples look like their class (chance {})\n\
          the samples, a class a row: {}\nthe whole story, in a browser: {}",
         show::duration(total),
-        100.0 * evaluation.chance,
+        show::percent(evaluation.chance),
         args.out.join("samples/grid.png").display(),
         args.out.join("report.html").display()
     ));

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use pipeline::{BoxError, Flow, Report, Runtime, Worker};
 use serde_json::{Value, json};
-use stages::device::{arithmetic, parse_devices};
+use stages::device::{arithmetic, cores, parse_devices};
 use stages::encode::crop::{AdmCrop, Resize};
 use stages::encode::decode::{self, Decode};
 use stages::encode::gather::{Gather, Layout};
@@ -97,7 +97,7 @@ pub(crate) fn run(args: &EncodeArgs, runtime: &Runtime) -> Result<Ended> {
         None => list,
     };
     let choice = VaeChoice::parse(&args.vae)?;
-    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let cores = cores();
     let workers = args.workers.map_or(cores, NonZeroUsize::get);
     let mut devices = parse_devices(&args.devices)?;
     let cuda = devices[0].is_cuda();

@@ -2,15 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Result, anyhow, bail};
 use clap::Args;
-use pipeline::{Flow, Runtime, Source};
+use pipeline::{Flow, Runtime};
 use serde::Serialize;
-use stages::data::ImageRef;
+use stages::device::cores;
 use stages::encode::crop::{AdmCrop, Resize};
 use stages::encode::decode::Decode;
 use stages::encode::list::{ImageList, ListImages};
@@ -18,7 +17,7 @@ use stages::evaluate::neighbours::{
     Accuracy, CollectNearest, CollectPictures, Distances, FindNearest, Nearest, Neighbourhood, Pictures, QUERY_BLOCK,
     QueryBlocks, SIDE, chance, class_accuracy,
 };
-use stages::evaluate::samples::{ListSamples, SampleList};
+use stages::evaluate::samples::SampleList;
 
 use crate::exit::Outcome;
 use crate::show::{self, Progress};
@@ -82,7 +81,7 @@ pub(crate) fn run(args: &EvaluateArgs, runtime: &Runtime) -> Result<Outcome> {
 /// Evaluates, and prints nothing but progress. `None` if an interrupt was requested before the end.
 pub(crate) fn evaluate(args: &EvaluateArgs, runtime: &Runtime) -> Result<Option<Evaluation>> {
     let listed = SampleList::open(&args.samples)?;
-    let count = listed.count();
+    let count = listed.images().len();
     let reference = real_images("--reference", &args.reference, &listed)?;
     if reference.classes().len() < 2 {
         bail!(
@@ -99,9 +98,8 @@ pub(crate) fn evaluate(args: &EvaluateArgs, runtime: &Runtime) -> Result<Option<
         None => None,
     };
 
-    let classes = listed.classes().to_vec();
-    let Some(samples) = read(&args.samples, ListSamples::of(listed), count, classes, runtime)? else { return Ok(None) };
-    let Some(reference) = read_list(&args.reference, reference, runtime)? else { return Ok(None) };
+    let Some(samples) = read(&args.samples, listed.images().clone(), runtime)? else { return Ok(None) };
+    let Some(reference) = read(&args.reference, reference, runtime)? else { return Ok(None) };
     let among_reference = neighbourhood(&reference)?;
     let Some(nearest) = search("samples", &samples, &among_reference, runtime)? else { return Ok(None) };
     let by_class = class_accuracy(&samples, &nearest, &reference);
@@ -115,7 +113,7 @@ pub(crate) fn evaluate(args: &EvaluateArgs, runtime: &Runtime) -> Result<Option<
     };
 
     if let (Some(folder), Some(train)) = (&args.train, train) {
-        let Some(train) = read_list(folder, train, runtime)? else { return Ok(None) };
+        let Some(train) = read(folder, train, runtime)? else { return Ok(None) };
         let Some(nearest) = search("training images", &train, &among_reference, runtime)? else { return Ok(None) };
         let of_train = class_accuracy(&train, &nearest, &reference);
         // Classes without samples are not part of the figure that this stands beside.
@@ -157,22 +155,12 @@ fn real_images(flag: &str, folder: &Path, samples: &SampleList) -> Result<ImageL
     }
 }
 
-fn read_list(folder: &Path, list: ImageList, runtime: &Runtime) -> Result<Option<Arc<Pictures>>> {
+/// All images of a list as small pictures; `None` if an interrupt was requested.
+fn read(folder: &Path, list: ImageList, runtime: &Runtime) -> Result<Option<Arc<Pictures>>> {
     let (count, classes) = (list.len(), list.classes().to_vec());
-    read(folder, ListImages::starting_at(list, 0), count, classes, runtime)
-}
-
-/// All images of a source as small pictures; `None` if an interrupt was requested.
-fn read(
-    folder: &Path,
-    source: impl Source<Item = ImageRef>,
-    count: usize,
-    classes: Vec<String>,
-    runtime: &Runtime,
-) -> Result<Option<Arc<Pictures>>> {
     let (folder, mut progress) = (folder.display().to_string(), Progress::new("reading", count as u64));
     #[rustfmt::skip]
-    let finished = Flow::from(source)                                  // -> ImageRef
+    let finished = Flow::from(ListImages::starting_at(list, 0))        // -> ImageRef
         .then(Decode::skipping).workers(cores())                       // -> Decoded  u8 [H, W, 3]
         .depth(1) // whole pictures, as in `pipeline encode`
         .then(AdmCrop::to(SIDE, Resize::Exact)).workers(cores())       // -> Decoded  u8 [32, 32, 3]
@@ -211,31 +199,26 @@ fn search(
     Ok((!finished.interrupted).then_some(finished.output))
 }
 
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
-}
-
 /// What a person reads.
 /// What a person reads of it.
 pub(crate) fn lines(evaluation: &Evaluation) -> String {
     let Evaluation { count, nearest_neighbour_accuracy, chance, by_class, train_accuracy, distance_to_train } =
         evaluation;
-    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
     let mut text = format!(
         "{} of {count} samples ({}) have their nearest reference image in their own class; chance {}\n",
         nearest_neighbour_accuracy.hits,
-        percent(nearest_neighbour_accuracy.share()),
-        percent(*chance)
+        show::percent(nearest_neighbour_accuracy.share()),
+        show::percent(*chance)
     );
     for (class, accuracy) in by_class {
         let Accuracy { hits, count } = accuracy;
-        text += &format!("class {class:<24} {:>7}  ({hits} of {count})\n", percent(accuracy.share()));
+        text += &format!("class {class:<24} {:>7}  ({hits} of {count})\n", show::percent(accuracy.share()));
     }
     if let Some(accuracy) = train_accuracy {
         let Accuracy { hits, count } = accuracy;
         text += &format!(
             "{hits} of {count} training images of these classes ({}) have theirs in their own class\n",
-            percent(accuracy.share())
+            show::percent(accuracy.share())
         );
     }
     if let Some(DistanceToTrain { samples, reference }) = distance_to_train {

@@ -35,6 +35,11 @@ pub enum DeviceError {
     UnknownPrecision(String),
 }
 
+/// Threads that this machine runs at once, at least 1: how many workers a stage gets that is bound by the CPU.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
 /// The devices that `--devices` names: `cpu:2` is the CPU twice. `auto` is the first GPU if the CUDA side of
 /// libtorch can be loaded and finds one, else the CPU.
 pub fn parse_devices(text: &str) -> Result<Vec<Device>, DeviceError> {

@@ -14,6 +14,7 @@ use stages::evaluate::neighbours::{Accuracy, Distances};
 use stages::nets::autoencoder::VaeChoice;
 use stages::procedural;
 use stages::sample::reconstruct::{Reconstruct, Reconstructions};
+use stages::sample::write::file_name;
 use stages::train::run_dir::{Metrics, RunDir};
 
 use super::{DemoArgs, PartRecord, Places, SIZE, command_lines, shell};
@@ -84,7 +85,7 @@ pub(super) fn write(
     let page = Page {
         title: "A diffusion transformer in minutes".to_owned(),
         lead: lead(args, last),
-        headline: headline(records, &metrics, evaluation),
+        headline: headline(records, &figures),
         parts: parts(lines, records),
         metrics: &metrics,
         samples: samples(args, places)?,
@@ -120,40 +121,37 @@ fn lead(args: &DemoArgs, last: &Metrics) -> String {
     )
 }
 
-fn headline(records: &[PartRecord], metrics: &[Metrics], evaluation: &Evaluation) -> Vec<Headline> {
+fn headline(records: &[PartRecord], figures: &Figures<'_>) -> Vec<Headline> {
+    let evaluation = figures.evaluation;
     let total: f64 = records.iter().map(|record| record.seconds).sum();
-    let mut all = vec![
-        Headline {
-            label: "samples of the right class".to_owned(),
-            value: percent(evaluation.nearest_neighbour_accuracy.share()),
-            note: format!("chance is {}", percent(evaluation.chance)),
-        },
-        Headline {
-            label: "from images to samples".to_owned(),
-            value: format!("{:.1} min", total / 60.0),
-            note: format!("of which training {}", show::duration(records[2].seconds)),
-        },
-    ];
-    if let (Some(first), Some(last)) = (metrics.first(), metrics.last()) {
-        all.extend([
-            Headline {
-                label: "velocity loss".to_owned(),
-                value: format!("{:.2}", last.velocity_loss),
-                note: format!("at the start {:.2}", first.velocity_loss),
-            },
-            Headline {
-                label: "images trained a second".to_owned(),
-                value: format!("{:.0}", mean(metrics, |m| m.images_per_s)),
-                note: "two views of each".to_owned(),
-            },
-            Headline {
-                label: "training waited for data".to_owned(),
-                value: format!("{:.2} %", 100.0 * mean(metrics, |m| m.data_wait)),
-                note: "of its time".to_owned(),
-            },
-        ]);
-    }
-    all
+    let headline = |label: &str, value: String, note: String| Headline { label: label.to_owned(), value, note };
+    vec![
+        headline(
+            "samples of the right class",
+            show::percent(evaluation.nearest_neighbour_accuracy.share()),
+            format!("chance is {}", show::percent(evaluation.chance)),
+        ),
+        headline(
+            "from images to samples",
+            format!("{:.1} min", total / 60.0),
+            format!("of which training {}", show::duration(records[2].seconds)),
+        ),
+        headline(
+            "velocity loss",
+            format!("{:.2}", figures.velocity_loss.last),
+            format!("at the start {:.2}", figures.velocity_loss.first),
+        ),
+        headline(
+            "images trained a second",
+            format!("{:.0}", figures.train_images_per_s),
+            "two views of each".to_owned(),
+        ),
+        headline(
+            "training waited for data",
+            format!("{:.2} %", 100.0 * figures.train_data_wait),
+            "of its time".to_owned(),
+        ),
+    ]
 }
 
 fn parts(lines: &[Vec<String>], records: &[PartRecord]) -> Vec<Part> {
@@ -176,7 +174,7 @@ fn samples(args: &DemoArgs, places: &Places) -> Result<Vec<SampleRow>> {
     let mut rows = Vec::new();
     for (class, name) in (0..).zip(classes) {
         let numbers = class * args.samples_per_class..(class + 1) * args.samples_per_class;
-        let images = numbers.map(|i| picture(&places.samples.join(format!("{i:06}.png"))));
+        let images = numbers.map(|i| picture(&places.samples.join(file_name(i))));
         rows.push(SampleRow { class: name, images: images.collect::<Result<_>>()? });
     }
     Ok(rows)
@@ -216,7 +214,7 @@ fn judgement(evaluation: &Evaluation) -> Vec<Verdict> {
         table.push(verdict(class, counted(*accuracy)));
     }
     if let Some(accuracy) = evaluation.train_accuracy {
-        table.push(verdict("real training images judged the same way", percent(accuracy.share())));
+        table.push(verdict("real training images judged the same way", show::percent(accuracy.share())));
     }
     if let Some(DistanceToTrain { samples, reference }) = evaluation.distance_to_train {
         let shown = |Distances { least, median }: Distances| format!("least {least:.1}, median {median:.1}");
@@ -245,11 +243,4 @@ fn own_data(args: &DemoArgs) -> Vec<OwnCommand> {
     let lines = command_lines(args, &places);
     let commands = comments.iter().zip(lines);
     commands.map(|(comment, words)| OwnCommand { comment: (*comment).to_owned(), command: shell(&words) }).collect()
-}
-
-fn percent(share: f64) -> String {
-    match 100.0 * share {
-        whole if (whole - whole.round()).abs() < 0.05 => format!("{whole:.0} %"),
-        share => format!("{share:.1} %"),
-    }
 }

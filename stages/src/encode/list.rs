@@ -171,6 +171,13 @@ impl ImageList {
         })
     }
 
+    /// The files of `root` with these keys and labels (indices into `classes`), in this order; at most 4294967295.
+    /// Nothing is looked for on disk.
+    pub fn of_files(root: &Path, files: impl IntoIterator<Item = (String, i32)>, classes: Vec<String>) -> Self {
+        let entries = (0..).zip(files).map(|(source_index, (key, label))| Entry { key, label, source_index });
+        Self { root: root.to_owned(), entries: entries.collect(), classes }
+    }
+
     /// Puts the list into the seeded order of [`permutation`].
     #[must_use]
     pub fn permuted(mut self, seed: u64) -> Self {
@@ -404,6 +411,14 @@ mod tests {
         let limited = permuted.clone().limited(2);
         assert_eq!(keys(&limited), keys(&permuted)[..2]);
         assert_eq!(limited.classes().len(), 2);
+        let firsts = permuted.clone().first_of_each_class();
+        let mut of_each = Vec::new();
+        for class in ["a", "b"] {
+            of_each.extend(keys(&permuted).into_iter().find(|(key, _)| key.starts_with(class)));
+        }
+        let mut found = keys(&firsts);
+        found.sort_unstable();
+        assert_eq!(found, of_each);
         let hashes = [sorted.hash(), permuted.hash(), limited.hash()];
         assert_eq!(hashes.iter().collect::<BTreeSet<_>>().len(), 3);
     }

@@ -1,7 +1,7 @@
 //! How good samples are, measured against real images.
 //!
 //! ```text
-//! ListSamples        a folder of samples, by its samples.json    -> ImageRef       (real images: encode's ListImages)
+//! ListImages         encode's; of a SampleList or of a tree      -> ImageRef
 //! Decode, AdmCrop    encode's, to 32 pixels a side               -> Decoded        u8 [32, 32, 3]
 //! CollectPictures    all of them in memory                       = Pictures        u8 [N, 3072], labels
 //!

@@ -8,10 +8,10 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use pipeline::{BoxError, Source, Stop};
 use serde::Deserialize;
 
-use crate::data::ImageRef;
+use crate::encode::list::ImageList;
+use crate::sample::write::file_name;
 
 /// Why a folder is no folder of samples.
 #[derive(Debug, thiserror::Error)]
@@ -83,10 +83,7 @@ struct Record {
 /// The images of a folder of samples, in the order of the files.
 #[derive(Debug, Clone)]
 pub struct SampleList {
-    folder: PathBuf,
-    /// Valid indices of `classes`.
-    labels: Vec<i32>,
-    classes: Vec<String>,
+    images: ImageList,
 }
 
 impl SampleList {
@@ -109,76 +106,34 @@ impl SampleList {
         if labels.is_empty() {
             return Err(SamplesError::Empty { path });
         }
-        let known = |label: i64| i32::try_from(label).ok().filter(|_| (0..class_names.len() as i64).contains(&label));
-        let labels = labels.iter().enumerate().map(|(index, &label)| {
+        let count = labels.len();
+        let mut files = Vec::with_capacity(count);
+        for (index, label) in labels.into_iter().enumerate() {
             let classes = class_names.len();
-            known(label).ok_or_else(|| SamplesError::Label { path: path.clone(), index, label, classes })
-        });
-        let list = Self { folder: folder.to_owned(), labels: labels.collect::<Result<_, _>>()?, classes: class_names };
-        for index in 0..list.count() {
-            let path = list.path(index);
-            if !path.try_exists().map_err(|source| SamplesError::Read { path: path.clone(), source })? {
-                return Err(SamplesError::MissingImage { path, count: list.count() });
+            let known = i32::try_from(label).ok().filter(|_| (0..classes as i64).contains(&label));
+            let known = known.ok_or_else(|| SamplesError::Label { path: path.clone(), index, label, classes })?;
+            let key = file_name(index as u64);
+            let image = folder.join(&key);
+            if !image.try_exists().map_err(|source| SamplesError::Read { path: image.clone(), source })? {
+                return Err(SamplesError::MissingImage { path: image, count });
             }
+            files.push((key, known));
         }
-        Ok(list)
+        Ok(Self { images: ImageList::of_files(folder, files, class_names) })
     }
 
-    /// Number of images, at least 1.
-    pub fn count(&self) -> usize {
-        self.labels.len()
-    }
-
-    /// Names of all classes of the run; a label is an index into them.
-    pub fn classes(&self) -> &[String] {
-        &self.classes
+    /// The images, at least 1, in the order of the files; the classes are all those of the run.
+    pub fn images(&self) -> &ImageList {
+        &self.images
     }
 
     /// Names of the classes that have samples, sorted.
     pub fn sampled_classes(&self) -> Vec<&str> {
-        let mut names: Vec<_> = self.labels.iter().map(|&label| self.classes[label as usize].as_str()).collect();
+        let images = (0..).map_while(|position| self.images.image(position));
+        let mut names: Vec<_> = images.map(|image| self.images.classes()[image.label as usize].as_str()).collect();
         names.sort_unstable();
         names.dedup();
         names
-    }
-
-    fn path(&self, index: usize) -> PathBuf {
-        self.folder.join(file_name(index))
-    }
-
-    fn image(&self, index: usize) -> Option<ImageRef> {
-        let label = *self.labels.get(index)?;
-        let (key, path) = (file_name(index), self.path(index));
-        Some(ImageRef { position: index as u64, source_index: u32::try_from(index).ok()?, key, label, path })
-    }
-}
-
-/// What [`WriteSamples`](crate::sample::write::WriteSamples) calls image `index`.
-fn file_name(index: usize) -> String {
-    format!("{index:06}.png")
-}
-
-/// Source of a folder's samples, in order.
-#[derive(Debug)]
-pub struct ListSamples {
-    list: SampleList,
-    next: usize,
-}
-
-impl ListSamples {
-    /// All images of `list`.
-    pub fn of(list: SampleList) -> Self {
-        Self { list, next: 0 }
-    }
-}
-
-impl Source for ListSamples {
-    type Item = ImageRef;
-
-    fn next(&mut self, _stop: &Stop) -> Result<Option<ImageRef>, BoxError> {
-        let image = self.list.image(self.next);
-        self.next += 1;
-        Ok(image)
     }
 }
 
@@ -191,7 +146,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("samples.json"), record).unwrap();
         for index in 0..images {
-            fs::write(folder.path().join(file_name(index)), b"").unwrap();
+            fs::write(folder.path().join(file_name(index as u64)), b"").unwrap();
         }
         folder
     }
@@ -204,9 +159,8 @@ mod tests {
     fn images_come_in_the_order_of_the_files_with_their_classes() {
         let folder = folder(r#"{"labels": [2, 0, 2], "class_names": ["a", "b", "c"], "seed": 7}"#, 4);
         let list = SampleList::open(folder.path()).unwrap();
-        assert_eq!((list.count(), list.sampled_classes()), (3, vec!["a", "c"]));
-        let mut source = ListSamples::of(list);
-        let images: Vec<_> = std::iter::from_fn(|| source.next(&Stop::never()).unwrap()).collect();
+        assert_eq!((list.images().len(), list.sampled_classes()), (3, vec!["a", "c"]));
+        let images: Vec<_> = (0..).map_while(|position| list.images().image(position)).collect();
         let seen: Vec<_> = images.iter().map(|image| (image.key.as_str(), image.label)).collect();
         assert_eq!(seen, [("000000.png", 2), ("000001.png", 0), ("000002.png", 2)]);
         assert_eq!(images[2].path, folder.path().join("000002.png"));

@@ -74,7 +74,7 @@ impl Sink for WriteSamples {
     fn consume(&mut self, samples: SamplePixels) -> Result<ControlFlow<()>, BoxError> {
         for (index, planes) in samples.request.indices.iter().zip(samples.pixels.axis_iter(Axis(0))) {
             let picture = interleave(planes);
-            save(&picture, &self.folder.join(format!("{index:06}.png")))?;
+            save(&picture, &self.folder.join(file_name(*index)))?;
             self.written += 1;
             if let Some(grid) = &mut self.grid {
                 grid.push(picture);
@@ -90,6 +90,11 @@ impl Sink for WriteSamples {
         }
         Ok(self.written)
     }
+}
+
+/// What image `index` is called in its folder.
+pub fn file_name(index: u64) -> String {
+    format!("{index:06}.png")
 }
 
 fn save(picture: &RgbImage, path: &Path) -> Result<(), WriteError> {
