@@ -1,111 +1,17 @@
 //! Pillow 12's resampling of 8-bit RGB, bit for bit, on a window of the image.
 //!
-//! What makes the bytes what they are:
-//! - each output value is a weighted sum over the filter's support, stretched by the scale when shrinking (antialiasing),
-//!   with f64 weights normalised to a sum of 1 and then rounded to fixed point with 22 fractional bits, halves away from zero;
-//! - the horizontal pass comes first, and its result is rounded and clipped to u8 before the vertical pass;
-//! - a pass that would not change the size is left out.
+//! What makes the bytes what they are, besides the coefficients (`filter.rs`):
+//! - the sums are those of integers;
+//! - the horizontal pass comes first, and its result is rounded and clipped to u8 before the vertical pass.
 //!
+//! Pillow leaves out a pass that would not change the size; the filters would give the same bytes.
 //! Pillow 13 changed the order of the passes for tall images; published latents were made before that.
+//!
+//! The loops here are what `avx2.rs` is compared with, and what runs where there is no AVX2.
 
 use std::ops::Range;
 
-/// Fractional bits of a coefficient: 32 less 8 for the pixel less 2 for negative lobes and their sum.
-const PRECISION: u32 = 22;
-
-/// A separable filter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Filter {
-    /// Mean over half a pixel to each side.
-    Box,
-    /// Keys' cubic with a = -0.5.
-    Bicubic,
-}
-
-impl Filter {
-    /// Half the width of the filter at scale 1, in pixels.
-    fn support(self) -> f64 {
-        match self {
-            Self::Box => 0.5,
-            Self::Bicubic => 2.0,
-        }
-    }
-
-    fn weight(self, x: f64) -> f64 {
-        match self {
-            Self::Box if x > -0.5 && x <= 0.5 => 1.0,
-            Self::Box => 0.0,
-            Self::Bicubic => {
-                const A: f64 = -0.5;
-                let x = x.abs();
-                if x < 1.0 {
-                    ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
-                } else if x < 2.0 {
-                    (((x - 5.0) * x + 8.0) * x - 4.0) * A
-                } else {
-                    0.0
-                }
-            }
-        }
-    }
-
-    /// The coefficients that make the pixels `wanted` of a line of `to` pixels out of one of `from` pixels (both at least 1).
-    pub(super) fn coefficients(self, from: usize, to: usize, wanted: Range<usize>) -> Coefficients {
-        if from == to {
-            return Coefficients { kernels: None, source: wanted.clone(), wanted };
-        }
-        let scale = from as f64 / to as f64;
-        let stretch = scale.max(1.0);
-        let support = self.support() * stretch;
-        // Pillow multiplies by the reciprocal; dividing would round differently.
-        let shrink = 1.0 / stretch;
-
-        let mut kernels = Vec::with_capacity(wanted.len());
-        let mut weights = Vec::new();
-        for at in wanted.clone() {
-            let centre = (at as f64 + 0.5) * scale;
-            // Casts of floats to integers cut towards zero and saturate, which is also the clamp to 0.
-            let first = (centre - support + 0.5) as usize;
-            let end = ((centre + support + 0.5) as usize).min(from);
-            weights.clear();
-            weights.extend((0..end - first).map(|i| self.weight(((i + first) as f64 - centre + 0.5) * shrink)));
-            let sum: f64 = weights.iter().sum();
-            let fixed = weights.iter().map(|weight| {
-                let normal = if sum == 0.0 { *weight } else { weight / sum };
-                let scaled = normal * f64::from(1 << PRECISION);
-                (if scaled < 0.0 { scaled - 0.5 } else { scaled + 0.5 }) as i32
-            });
-            kernels.push(Kernel { first, taps: fixed.collect() });
-        }
-        let source = kernels.first().map_or(0, |kernel| kernel.first)
-            ..kernels.last().map_or(0, |kernel| kernel.first + kernel.taps.len());
-        Coefficients { kernels: Some(kernels), source, wanted }
-    }
-}
-
-/// How one line is resampled.
-#[derive(Debug)]
-pub(super) struct Coefficients {
-    /// One for each wanted pixel; `None` if the size does not change and the pass is left out.
-    kernels: Option<Vec<Kernel>>,
-    source: Range<usize>,
-    wanted: Range<usize>,
-}
-
-#[derive(Debug)]
-struct Kernel {
-    /// Position of the first tap in the source line.
-    first: usize,
-    /// Fixed-point weights.
-    taps: Vec<i32>,
-}
-
-impl Coefficients {
-    /// The part of the source line that the wanted pixels depend on.
-    pub(super) fn source(&self) -> Range<usize> {
-        self.source.clone()
-    }
-}
+use super::filter::{Coefficients, PRECISION};
 
 /// A rectangle of a larger image: interleaved RGB of `columns` x `rows`.
 #[derive(Debug)]
@@ -116,9 +22,9 @@ pub(super) struct Window {
 }
 
 impl Window {
-    /// The whole of an image.
-    pub(super) fn whole(rgb: Vec<u8>, width: usize, height: usize) -> Self {
-        Self { columns: 0..width, rows: 0..height, rgb }
+    /// The rectangle `columns` x `rows` of an image; `rgb` holds its rows one after the other.
+    pub(super) fn new(columns: Range<usize>, rows: Range<usize>, rgb: Vec<u8>) -> Self {
+        Self { columns, rows, rgb }
     }
 
     /// The rectangle's pixels.
@@ -127,62 +33,60 @@ impl Window {
     }
 
     /// Bytes of the row `row`, restricted to `columns`; both are positions in the image.
-    fn row(&self, row: usize, columns: &Range<usize>) -> &[u8] {
+    pub(super) fn row(&self, row: usize, columns: &Range<usize>) -> &[u8] {
         let start = (row - self.rows.start) * self.columns.len() + (columns.start - self.columns.start);
         &self.rgb[start * 3..(start + columns.len()) * 3]
     }
 
     /// A smaller rectangle.
     pub(super) fn cut(&self, columns: &Range<usize>, rows: &Range<usize>) -> Self {
-        let rgb = rows.clone().flat_map(|row| self.row(row, columns)).copied().collect();
-        Self { columns: columns.clone(), rows: rows.clone(), rgb }
-    }
-
-    /// The wanted pixels of the resized image. The window must contain the sources of `columns` and `rows`.
-    pub(super) fn resample(self, columns: &Coefficients, rows: &Coefficients) -> Self {
-        let rows_needed = rows.source();
-        let mid = match &columns.kernels {
-            Some(kernels) => self.horizontal(kernels, &columns.wanted, &rows_needed),
-            None => self.cut(&columns.wanted, &rows_needed),
-        };
-        match &rows.kernels {
-            Some(kernels) => mid.vertical(kernels, &rows.wanted),
-            None => mid,
+        let mut rgb = Vec::with_capacity(columns.len() * rows.len() * 3);
+        for row in rows.clone() {
+            rgb.extend_from_slice(self.row(row, columns));
         }
+        Self::new(columns.clone(), rows.clone(), rgb)
     }
+}
 
-    fn horizontal(&self, kernels: &[Kernel], columns: &Range<usize>, rows: &Range<usize>) -> Self {
-        let mut rgb = vec![0; rows.len() * kernels.len() * 3];
-        for (row, out) in rows.clone().zip(rgb.chunks_exact_mut(kernels.len() * 3)) {
-            for (kernel, pixel) in kernels.iter().zip(out.as_chunks_mut::<3>().0) {
-                let taps = self.row(row, &(kernel.first..kernel.first + kernel.taps.len()));
-                let mut sum = [1 << (PRECISION - 1); 3];
-                for (source, k) in taps.as_chunks::<3>().0.iter().zip(&kernel.taps) {
-                    for c in 0..3 {
-                        sum[c] += i32::from(source[c]) * k;
-                    }
-                }
-                *pixel = sum.map(clip);
-            }
-        }
-        Self { columns: columns.clone(), rows: rows.clone(), rgb }
-    }
+/// The pixels that `columns` and `rows` make of the window, which must contain their sources; interleaved RGB.
+pub(super) fn resample(window: &Window, columns: &Coefficients, rows: &Coefficients) -> Vec<u8> {
+    vertical(&horizontal(window, columns, &rows.source()), columns.kernels().len() * 3, rows)
+}
 
-    fn vertical(&self, kernels: &[Kernel], rows: &Range<usize>) -> Self {
-        let width = self.columns.len();
-        let mut rgb = Vec::with_capacity(kernels.len() * width * 3);
-        let mut sums = vec![0i32; width * 3];
-        for kernel in kernels {
-            sums.fill(1 << (PRECISION - 1));
-            for (row, k) in (kernel.first..).zip(&kernel.taps) {
-                for (sum, source) in sums.iter_mut().zip(self.row(row, &self.columns)) {
-                    *sum += i32::from(*source) * k;
+/// The rows `rows` of the window, each resampled to the pixels of `columns`.
+fn horizontal(window: &Window, columns: &Coefficients, rows: &Range<usize>) -> Vec<u8> {
+    let mut rgb = Vec::with_capacity(rows.len() * columns.kernels().len() * 3);
+    let source = columns.source();
+    for row in rows.clone() {
+        let (line, _) = window.row(row, &source).as_chunks::<3>();
+        for (first, taps) in columns.kernels() {
+            let mut sum = [1 << (PRECISION - 1); 3];
+            for (pixel, k) in line[first - source.start..].iter().zip(taps) {
+                for c in 0..3 {
+                    sum[c] += i32::from(pixel[c]) * k;
                 }
             }
-            rgb.extend(sums.iter().map(|sum| clip(*sum)));
+            rgb.extend(sum.map(clip));
         }
-        Self { columns: self.columns.clone(), rows: rows.clone(), rgb }
     }
+    rgb
+}
+
+/// Lines of `width` bytes, of which the first is the first of `rows.source()`, resampled to the lines of `rows`.
+fn vertical(lines: &[u8], width: usize, rows: &Coefficients) -> Vec<u8> {
+    let start = rows.source().start;
+    let mut rgb = Vec::with_capacity(rows.kernels().len() * width);
+    let mut sums = vec![0i32; width];
+    for (first, taps) in rows.kernels() {
+        sums.fill(1 << (PRECISION - 1));
+        for (line, k) in lines.chunks_exact(width).skip(first - start).zip(taps) {
+            for (sum, source) in sums.iter_mut().zip(line) {
+                *sum += i32::from(*source) * k;
+            }
+        }
+        rgb.extend(sums.iter().map(|sum| clip(*sum)));
+    }
+    rgb
 }
 
 /// Fixed point to u8. The half is added before the sum, and the shift floors.
