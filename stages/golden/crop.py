@@ -11,7 +11,7 @@ from golden_file import write
 
 def picture(w, h):
     """u8 [h, w, 3]: noise, two-way ramps and hard stripes in a patchwork; integers only (README)."""
-    y, x, c = np.meshgrid(np.arange(h), np.arange(w), np.arange(3), indexing="ij")
+    y, x, c = np.meshgrid(np.arange(h), np.arange(w), np.arange(3), indexing="ij", sparse=True)
     texture = ((x * 37 + y * 91 + c * 53) ^ ((x * y) >> 3)) & 255
     ramp = (x * 255 // w + y * 255 // h + c * 40) >> 1
     stripes = ((x + 2 * y + 5 * c) % 13 < 6) * 255
@@ -72,8 +72,11 @@ def adm_centre_crop_again(pixels, size):
 
 
 SIZES = """32x32 33x33 64x64 65x63 31x47 500x33 33x500 200x150 127x255 128x128 100x1 257x64 1x1 1x100 16x16 31x31 32x64
-63x63 64x65 63x200 96x131 129x130 150x200 255x255 256x256 333x77 77x333 500x375""".split()
-LARGE = "500x375 640x1100 300x200".split()
+63x63 64x65 63x200 96x131 129x130 150x200 255x255 256x256 333x77 77x333 500x375
+2x3 5x7 3x2 40x100 33x70 70x33 47x31 90x400""".split()
+# To 256. Pillow 13 gives other crops of 600x1300 and 300x4000, and above of 33x500, 40x100, 63x200, 77x333 and 90x400.
+LARGE = """500x375 640x1100 300x200
+1x1 5x7 256x256 257x256 511x513 512x512 500x33 33x500 200x700 600x1300 4000x300 300x4000 4000x3000""".split()
 
 
 def crop():
@@ -86,9 +89,10 @@ def crop():
         assert np.array_equal(tensors[f"crop_{name}"], adm_centre_crop_again(pixels, 32)), f"crop of {name}"
     for name in LARGE:
         w, h = map(int, name.split("x"))
-        cropped = adm_centre_crop(picture(w, h), 256)
-        assert np.array_equal(cropped, adm_centre_crop_again(picture(w, h), 256)), f"crop of {name} to 256"
+        pixels = picture(w, h)
+        cropped = adm_centre_crop(pixels, 256)
+        assert np.array_equal(cropped, adm_centre_crop_again(pixels, 256)), f"crop of {name} to 256"
         data = np.ascontiguousarray(cropped).tobytes()
         hashes[name] = {"xxh3_64": xxhash.xxh3_64_hexdigest(data), "sha256": hashlib.sha256(data).hexdigest()}
-        inputs[name] = xxhash.xxh3_64_hexdigest(picture(w, h).tobytes())
+        inputs[name] = xxhash.xxh3_64_hexdigest(pixels.tobytes())
     write("crop.safetensors", {"size": 32, "input_xxh3_64": inputs, "crop_256": hashes}, tensors)
