@@ -44,20 +44,28 @@ impl Resize {
     }
 }
 
+/// Why `fast_image_resize` could not make a crop.
+#[derive(Debug, thiserror::Error)]
+#[error("fast_image_resize could not resize {width}x{height}: {reason}; use the exact resize")]
+pub struct ResizeError {
+    /// Columns of the decoded image.
+    width: usize,
+    /// Rows of the decoded image.
+    height: usize,
+    /// The library's reason.
+    reason: String,
+}
+
 /// Why a crop was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum CropError {
     /// `fast_image_resize` refused the buffers.
-    #[error("{key}: fast_image_resize could not resize {width}x{height}: {reason}; use the exact resize")]
+    #[error("{key}: {reason}")]
     Fast {
         /// Which image.
         key: String,
-        /// Columns of the decoded image.
-        width: usize,
-        /// Rows of the decoded image.
-        height: usize,
-        /// The library's reason.
-        reason: String,
+        /// The sentence.
+        reason: ResizeError,
     },
 }
 
@@ -86,14 +94,15 @@ impl Cropper {
 
     /// The centre square, u8 `[size, size, 3]`, of interleaved RGB, `height * width * 3` bytes with sides of at least 1.
     ///
-    /// The error is a sentence of `fast_image_resize`, and cannot occur with [`Resize::Exact`].
-    pub fn crop(&mut self, rgb: Vec<u8>, width: usize, height: usize) -> Result<Vec<u8>, String> {
+    /// There is no error with [`Resize::Exact`].
+    pub fn crop(&mut self, rgb: Vec<u8>, width: usize, height: usize) -> Result<Vec<u8>, ResizeError> {
         match &mut self.resampler {
             Resampler::Exact(exact) => {
                 let resample = |window: &_, columns: &_, rows: &_| exact.resample(window, columns, rows);
                 Ok(centre_crop_by(resample, rgb, width, height, self.size))
             }
-            Resampler::Fast(resizer) => fast::centre_crop(resizer, rgb, width, height, self.size),
+            Resampler::Fast(resizer) => fast::centre_crop(resizer, rgb, width, height, self.size)
+                .map_err(|reason| ResizeError { width, height, reason }),
         }
     }
 }
@@ -121,12 +130,8 @@ impl Stage for AdmCrop {
             skipped @ Decoded::Skipped { .. } => return Ok(skipped),
         };
         let Pixels { image, height, width, rgb, flags } = pixels;
-        let rgb = self.cropper.crop(rgb, width, height).map_err(|reason| CropError::Fast {
-            key: image.key.clone(),
-            width,
-            height,
-            reason,
-        })?;
+        let cropped = self.cropper.crop(rgb, width, height);
+        let rgb = cropped.map_err(|reason| CropError::Fast { key: image.key.clone(), reason })?;
         let size = self.cropper.size;
         Ok(Decoded::Pixels(Pixels { image, height: size, width: size, rgb, flags }))
     }
