@@ -1,14 +1,40 @@
 //! Reads an image file and decodes it to 8-bit RGB, as Pillow's `Image.open(..).convert("RGB")` does.
 //!
-//! The content decides what a file is, never its name: ImageNet holds a PNG that is named JPEG. Grey is replicated,
-//! CMYK and YCCK follow Pillow's formula (`decode/jpeg.rs`), alpha is dropped without compositing, palettes are expanded, and of
-//! 16-bit samples the upper 8 bits are kept (for 16-bit grey Pillow clips instead). EXIF orientation and colour
-//! profiles are ignored, since the published preprocessing ignores them.
+//! The content decides what a file is, never its name: ImageNet holds a PNG that is named JPEG.
+//!
+//! | file | outcome |
+//! |---|---|
+//! | JPEG: baseline in one scan or several, progressive, with restart markers, any subsampling | decoded |
+//! | JPEG, arithmetic-coded | refused by `zune-jpeg`, decoded by libjpeg |
+//! | JPEG: lossless, hierarchical, 12-bit, without a height in its frame header (DNL) | refused |
+//! | JPEG or PNG, grey | the value three times; flagged |
+//! | JPEG of CMYK or YCCK | by Pillow's formula (`decode/colour.rs`); flagged |
+//! | PNG: palette, bits below 8, interlaced | expanded |
+//! | PNG with alpha or a transparent colour | the alpha is dropped, without compositing; flagged |
+//! | PNG, animated | its default image |
+//! | PNG with 16 bits a sample | the upper 8 bits (see below) |
+//! | EXIF, whole or corrupt; colour profiles | ignored, the orientation too, as the published preprocessing does |
+//! | bytes behind the end of the image | ignored |
+//! | JPEG or PNG that is cut short or damaged | refused |
+//! | JPEG cut short in its last row of blocks, but with an end marker | refused by libjpeg; `zune-jpeg` does not notice |
+//! | more than [`MAX_SIDE`] a side or [`MAX_AREA`] in all | refused before anything of that size is allocated |
+//! | empty file, text, web page, GIF, BMP, WebP, TIFF, anything else | refused and named |
+//!
+//! Each line has a file in `fixtures/`, and `decode/tests.rs` says what is to become of it.
+//!
+//! Of 16-bit samples the upper 8 bits are kept, in grey as in RGB. For RGB this is Pillow's rule too; grey Pillow clips at
+//! 255, which leaves an almost white picture that nobody would train on by intent.
 //!
 //! JPEG decoding is `zune-jpeg` in strict mode: a truncated file is an error, not a grey area. Its arithmetic differs from
-//! libjpeg-turbo's by at most 3 of 255 for 4:4:4 files and 6 for 4:2:0; which decoder was used is recorded.
+//! libjpeg-turbo's by at most 3 of 255 for 4:4:4 files and 6 for 4:2:0. With the cargo feature `libjpeg` it is libjpeg-turbo,
+//! bit-equal to Pillow 12 and as strict. [`DECODERS`] says which, and is recorded in the dataset.
 
+mod colour;
 mod jpeg;
+#[cfg(feature = "libjpeg")]
+mod libjpeg;
+#[cfg(not(feature = "libjpeg"))]
+mod zune;
 
 use std::fs::File;
 use std::io::{self, Cursor, Read};
@@ -21,7 +47,11 @@ use pipeline::{BoxError, Stage, Worker};
 use crate::data::{Decoded, ImageRef, Pixels, flags};
 
 /// The name under which a dataset records the decoders.
+#[cfg(not(feature = "libjpeg"))]
 pub const DECODERS: &str = "zune-jpeg-0.5 strict, image-0.25 png";
+/// The name under which a dataset records the decoders.
+#[cfg(feature = "libjpeg")]
+pub const DECODERS: &str = "libjpeg-turbo (mozjpeg-sys 2.2) strict, image-0.25 png";
 
 /// Longest side that is decoded, in pixels. The largest of ImageNet is 9,331.
 pub const MAX_SIDE: usize = 16_384;
