@@ -16,18 +16,18 @@
 //! | EXIF, whole or corrupt; colour profiles | ignored, the orientation too, as the published preprocessing does |
 //! | bytes behind the end of the image | ignored |
 //! | JPEG or PNG that is cut short or damaged | refused |
-//! | JPEG cut short in its last row of blocks, but with an end marker | refused by libjpeg; `zune-jpeg` does not notice |
+//! | JPEG cut short in its last row of blocks, with an end marker | refused by libjpeg, unnoticed by `zune-jpeg` |
 //! | more than [`MAX_SIDE`] a side or [`MAX_AREA`] in all | refused before anything of that size is allocated |
 //! | empty file, text, web page, GIF, BMP, WebP, TIFF, anything else | refused and named |
 //!
 //! Each line has a file in `fixtures/`, and `decode/tests.rs` says what is to become of it.
 //!
-//! Of 16-bit samples the upper 8 bits are kept, in grey as in RGB. For RGB this is Pillow's rule too; grey Pillow clips at
+//! Of 16-bit samples the upper 8 bits are kept, in grey as in RGB. For RGB this is Pillow's rule too; grey it clips at
 //! 255, which leaves an almost white picture that nobody would train on by intent.
 //!
-//! JPEG decoding is `zune-jpeg` in strict mode: a truncated file is an error, not a grey area. Its arithmetic differs from
-//! libjpeg-turbo's by at most 3 of 255 for 4:4:4 files and 6 for 4:2:0. With the cargo feature `libjpeg` it is libjpeg-turbo,
-//! bit-equal to Pillow 12 and as strict. [`DECODERS`] says which, and is recorded in the dataset.
+//! JPEG decoding is `zune-jpeg` in strict mode: a truncated file is an error, not a grey area. Its arithmetic differs
+//! from libjpeg-turbo's by at most 3 of 255 for 4:4:4 files and 6 for 4:2:0. With the cargo feature `libjpeg` it is
+//! libjpeg-turbo, bit-equal to Pillow 12 and as strict. [`DECODERS`] says which, and is recorded in the dataset.
 
 mod colour;
 mod jpeg;

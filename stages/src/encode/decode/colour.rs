@@ -1,10 +1,11 @@
 //! What the components of a JPEG mean, and how they become RGB.
 //!
-//! The meaning is not written in the frame. libjpeg infers it from the JFIF and Adobe markers and the component numbers,
-//! and everybody who trained on decoded files relied on that; [`Colour::of`] is the rule, for either decoder. The
-//! decoders convert the plain cases themselves. Neither converts CMYK; here it is done as by Pillow, which takes every
-//! file to hold inverted values as Adobe's programs write them, with or without an Adobe marker: of the stored values,
-//! `R = K - round((255 - C) * K / 255)`.
+//! The meaning is not written in the frame. libjpeg infers it from the JFIF and Adobe markers and the component
+//! numbers, and everybody who trained on decoded files relied on that; [`Colour::of`] is the rule, for either decoder.
+//!
+//! The decoders convert the plain cases themselves. Neither converts CMYK; here it is done as by Pillow, which takes
+//! every file to hold inverted values as Adobe's programs write them, with or without an Adobe marker: of the stored
+//! values, `R = K - round((255 - C) * K / 255)`.
 
 use super::ImageFault;
 use super::jpeg::Header;

@@ -95,7 +95,7 @@ impl Header {
         let [width, height] = [[*w1, *w0], [*h1, *h0]].map(|pair| usize::from(u16::from_be_bytes(pair)));
         match (width, height) {
             (0, _) => Err(damaged("a side has 0 pixels")),
-            // The standard lets a DNL marker behind the first scan say it. Nothing writes such files, nothing reads them.
+            // The standard lets a DNL marker behind the first scan say it; libjpeg does not read such files either.
             (_, 0) => unsupported("JPEG without a height in its frame header"),
             _ => Ok(Self { width, height, components, jfif, adobe }),
         }

@@ -1,8 +1,8 @@
 //! JPEG by `zune-jpeg` in strict mode: pure Rust, as fast as libjpeg-turbo, its arithmetic a little different.
 //!
 //! Strict mode makes an error of a file that ends early instead of filling up with grey. It does not notice this in the
-//! last row of blocks; there [`Header::parse`] has looked for the end marker, and a file that was cut in its last row and then
-//! given an end marker passes.
+//! last row of blocks; there [`Header::parse`] has looked for the end marker, and a file that was cut in its last row
+//! and then given an end marker passes.
 
 use zune_core::bytestream::ZCursor;
 use zune_core::colorspace::ColorSpace;
