@@ -176,6 +176,7 @@ mod map;
 mod read;
 mod schema;
 mod source;
+pub mod tar;
 mod write;
 
 pub use codec::Scratch;
