@@ -1,13 +1,19 @@
 # Every target sets up what it needs; a second run finds it done.
-.PHONY: demo test lint setup build clean
+.PHONY: demo test test-libjpeg lint setup build fuzz clean
 
 DEMO ?= demo/
+FUZZ_SECONDS ?= 60
 
 demo: setup
 	cargo run --release -- demo --out "$(DEMO)"
 
 test: setup
 	cargo test
+
+# The decoder of the feature `libjpeg`, which builds the crate once more.
+test-libjpeg: setup
+	cargo clippy -p stages --all-targets --features libjpeg -- -D warnings
+	cargo test -p stages --features libjpeg --lib decode
 
 lint: setup
 	cargo fmt --all --check
@@ -17,10 +23,15 @@ lint: setup
 build: setup
 	cargo build --release
 
-# libtorch 2.11.0 from PyPI into .libtorch/, once.
+# Every parser of untrusted bytes, this long each; a crash stops it and leaves its input in shards/fuzz/artifacts/.
+fuzz:
+	shards/fuzz/run.sh $(FUZZ_SECONDS)
+
+# libtorch 2.11.0 into .libtorch/, numpy and zstandard into .python/, from PyPI, once.
 setup:
 	@.cargo/setup-libtorch.sh
+	@.cargo/setup-python.sh
 
 clean:
 	cargo clean
-	rm -rf .libtorch
+	rm -rf .libtorch .python

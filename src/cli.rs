@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use pipeline::Runtime;
 
-use crate::commands::{demo, encode, evaluate, inspect, sample, train};
+use crate::commands::{bench, demo, encode, evaluate, export, import, inspect, sample, train, verify};
 use crate::exit::Outcome;
 
 /// Dual-path condition alignment for diffusion transformers: labelled images in, samples out.
@@ -22,6 +22,10 @@ pub(crate) enum Command {
     Sample(sample::SampleArgs),
     Evaluate(evaluate::EvaluateArgs),
     Inspect(inspect::InspectArgs),
+    Verify(verify::VerifyArgs),
+    Export(export::ExportArgs),
+    Import(import::ImportArgs),
+    Bench(bench::BenchArgs),
     Demo(demo::DemoArgs),
 }
 
@@ -37,7 +41,11 @@ impl Cli {
             Command::Train(args) => train::run(args, runtime).map(|ended| ended.outcome),
             Command::Sample(args) => sample::run(args, runtime).map(|ended| ended.outcome),
             Command::Evaluate(args) => evaluate::run(args, runtime),
-            Command::Inspect(args) => inspect::run(args),
+            Command::Inspect(args) => inspect::run(args, runtime),
+            Command::Verify(args) => verify::run(args, runtime),
+            Command::Export(args) => export::run(args, runtime).map(|ended| ended.outcome),
+            Command::Import(args) => import::run(args, runtime).map(|ended| ended.outcome),
+            Command::Bench(args) => bench::run(args, runtime),
             Command::Demo(args) => demo::run(args, runtime),
         }
     }

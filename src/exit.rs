@@ -25,6 +25,8 @@ pub(crate) enum Outcome {
     Done,
     /// A signal stopped it; the sentence says what is saved and how to continue.
     Interrupted(String),
+    /// It was asked to look for damage and found some; the sentence says what to do.
+    Damaged(String),
 }
 
 /// How a command ended whose work is a flow, and what its stages did; no report if no flow ran.
@@ -35,6 +37,11 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
+    /// Stopped by a signal before a flow had anything to report.
+    pub(crate) fn interrupted(sentence: &str) -> Self {
+        Self { outcome: Outcome::Interrupted(sentence.to_owned()), report: None }
+    }
+
     /// Done without a flow: nothing was left to do, or nothing was to be done.
     pub(crate) fn already() -> Self {
         Self { outcome: Outcome::Done, report: None }
@@ -76,6 +83,7 @@ pub(crate) fn code_of(ended: std::thread::Result<Result<Outcome>>) -> ExitCode {
             show::say(&message);
             ExitCode::from(130)
         }
+        Ok(Ok(Outcome::Damaged(message))) => fail(&message, 3),
         Ok(Err(error)) => fail(&describe(&error), code_of_error(&error)),
         Err(payload) => fail(&panic_text(&*payload), 101),
     }

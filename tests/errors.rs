@@ -68,15 +68,11 @@ fn damaged_data_end_with_exit_code_3_and_the_name_of_the_file() {
     // Blocks begin behind the padded header; the first frame is longer than this.
     bytes[4096 + 40] ^= 1;
     fs::write(&shard, bytes).unwrap();
-    for (line, paths) in [
-        ("inspect {} --all", vec![data.as_path()]),
-        ("train --data {} --run {} --preset dupa-demo --steps 1 --set train.batch=4", vec![&data, &run]),
-    ] {
-        let output = run_program(line, &paths);
-        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(3), "{stderr}");
-        assert!(stderr.contains("shard-00000.lat") && stderr.contains("block 0"), "{stderr}");
-    }
+    let line = "train --data {} --run {} --preset dupa-demo --steps 1 --set train.batch=4";
+    let output = run_program(line, &[&data, &run]);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(3), "{stderr}");
+    assert!(stderr.contains("shard-00000.lat") && stderr.contains("block 0"), "{stderr}");
     fs::remove_file(&shard).unwrap();
     let output = run_program("encode --images {} --out {} --size 64", &[&images, &data]);
     assert_eq!(output.status.code(), Some(3));

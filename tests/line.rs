@@ -35,7 +35,7 @@ fn images_become_shards_a_run_and_samples() {
     let folder = tempfile::tempdir().unwrap();
     let images = images(folder.path(), 3, 8);
     let data = encode(folder.path(), "data", &images);
-    let described: serde_json::Value = serde_json::from_str(&succeed("inspect {} --all --json", &[&data])).unwrap();
+    let described: serde_json::Value = serde_json::from_str(&succeed("inspect {} --json", &[&data])).unwrap();
     assert_eq!(described["samples"], 24);
     assert_eq!(described["samples_per_class"], serde_json::json!([8, 8, 8]));
 
@@ -133,7 +133,7 @@ fn what_cannot_be_decoded_is_skipped_on_request_and_means_alone_can_be_trained_o
     let (data, run) = (folder.path().join("data"), folder.path().join("run"));
     let flags = "--size 64 --on-error skip --store mean --resize fast --batch 3 --devices cpu:2 --limit 11";
     succeed(&format!("encode --images {{}} --out {{}} {flags}"), &[&images, &data]);
-    let described: serde_json::Value = serde_json::from_str(&succeed("inspect {} --all --json", &[&data])).unwrap();
+    let described: serde_json::Value = serde_json::from_str(&succeed("inspect {} --json", &[&data])).unwrap();
     assert_eq!(described["samples"], 10);
     assert_eq!(described["skipped"].as_array().unwrap().len(), 1);
     assert_eq!(described["schema"]["columns"].as_array().unwrap().len(), 1);

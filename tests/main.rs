@@ -3,7 +3,10 @@
 //! What a stage computes is tested beside it; here is whether the commands are hooked up, what a person reads when
 //! something is wrong, and the rules of the repository's layout.
 
+mod encode;
 mod errors;
+mod exchange;
 mod layering;
 mod line;
 mod program;
+mod verify;

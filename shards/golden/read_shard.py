@@ -17,9 +17,10 @@ def read_shard(path):
         parts = []
         for b in range(blocks):
             data = raw[off[b][c] : off[b][c] + size[b][c]]
-            if column["codec"] != "none":  # "shuffle2+zstd" or "shuffle4+zstd": byte planes
-                planes = zstandard.ZstdDecompressor().decompress(data)
-                data = np.frombuffer(planes, "u1").reshape(dtype.itemsize, -1).T.tobytes()
+            if column["codec"] != "none":
+                data = zstandard.ZstdDecompressor().decompress(data)
+            if column["codec"].startswith("shuffle"):  # byte planes
+                data = np.frombuffer(data, "u1").reshape(dtype.itemsize, -1).T.tobytes()
             parts.append(data)
         latents[column["name"]] = np.frombuffer(b"".join(parts), dtype).reshape(-1, *column["shape"])
     return header, labels, latents

@@ -1,8 +1,9 @@
 //! From raw sample bytes to the bytes of a frame and back: byte planes and zstd.
 //!
 //! Latents are noise in their low bytes and skewed in their high bytes. With the bytes of a block split into planes,
-//! zstd stores the noise as it is and spends its work on the rest. A plane of at least 128 KiB (one zstd block) is what makes
-//! it fast, hence blocks of samples. The bytes are hashed before they get here; nothing here trusts them all the same.
+//! zstd stores the noise as it is and spends its work on the rest. A plane of at least 128 KiB (one zstd block) is what
+//! makes it fast, hence blocks of samples. The bytes are hashed before they get here; nothing here trusts them all the
+//! same.
 
 use std::fmt;
 
@@ -10,8 +11,8 @@ use zstd::zstd_safe::{self, CCtx, DCtx};
 
 use crate::schema::{Codec, DType};
 
-/// Memory that one thread reuses for all its reads, from any number of shards: after the largest block has been read once,
-/// reading allocates nothing.
+/// Memory that one thread reuses for all its reads, from any number of shards: after the largest block has been read
+/// once, reading allocates nothing.
 pub struct Scratch {
     /// Bytes of a frame, where they have to be copied out of the file.
     pub(crate) frame: Vec<u8>,
@@ -61,6 +62,7 @@ impl Inflater {
                 }
                 out.copy_from_slice(frame);
             }
+            Codec::Zstd { .. } => self.inflate(frame, out)?,
             Codec::ShuffleZstd { .. } => {
                 let mut planes = std::mem::take(&mut self.planes);
                 // Grows only: the first `out.len()` bytes are used, whatever is behind them.
@@ -81,7 +83,8 @@ impl Inflater {
         Ok(())
     }
 
-    /// Inflates exactly one standard zstd frame into exactly `out`. The length comes from the caller, not from the frame.
+    /// Inflates exactly one standard zstd frame into exactly `out`. The length comes from the caller, not from the
+    /// frame.
     pub(crate) fn inflate(&mut self, frame: &[u8], out: &mut [u8]) -> Result<(), &'static str> {
         match zstd_safe::find_frame_compressed_size(frame) {
             Ok(len) if len == frame.len() => {}
@@ -123,6 +126,7 @@ impl Deflater {
     ) -> Result<&'a [u8], &'static str> {
         match codec {
             Codec::None => Ok(raw),
+            Codec::Zstd { level } => self.deflate(raw, level),
             Codec::ShuffleZstd { level } => {
                 let mut planes = std::mem::take(&mut self.planes);
                 planes.resize(raw.len(), 0);
@@ -240,7 +244,7 @@ mod tests {
             let raw: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
             let (mut deflater, mut scratch) = (Deflater::new(), Scratch::new());
             for dtype in [DType::F16, DType::F32] {
-                for codec in [Codec::None, Codec::ShuffleZstd { level }] {
+                for codec in [Codec::None, Codec::Zstd { level }, Codec::ShuffleZstd { level }] {
                     let frame = deflater.encode(codec, dtype, &raw).unwrap().to_vec();
                     let mut out = vec![0xee; raw.len()];
                     scratch.inflater.decode(codec, dtype, &frame, &mut out).unwrap();

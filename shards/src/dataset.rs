@@ -9,6 +9,7 @@ use crate::error::ShardError;
 use crate::manifest::Manifest;
 use crate::read::ShardReader;
 use crate::source::Io;
+use crate::write::ShardEntry;
 
 /// Where a block is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -43,8 +44,8 @@ impl Dataset {
     /// Opens `dir/dataset.json` and every shard it lists; no frame is read.
     ///
     /// # Errors
-    /// What [`Manifest::load`] and [`ShardReader::open`] find; [`ShardError::ShardMissing`], [`ShardError::ShardMismatch`],
-    /// [`ShardError::Label`] where the shards are not those that the manifest describes.
+    /// What [`Manifest::load`] and [`ShardReader::open`] find; [`ShardError::ShardMissing`],
+    /// [`ShardError::ShardMismatch`], [`ShardError::Label`] where the shards are not those that the manifest describes.
     pub fn open(dir: impl AsRef<Path>, io: Io) -> Result<Self, ShardError> {
         let dir = dir.as_ref();
         let manifest = Manifest::load(dir)?;
@@ -52,14 +53,10 @@ impl Dataset {
         let mut starts = vec![(0, 0)];
         let (mut samples, mut blocks) = (0, 0);
         for (number, entry) in manifest.shards.iter().enumerate() {
-            let path = dir.join(&entry.file);
-            let shard = ShardReader::open(&path, io).map_err(|error| match error {
-                ShardError::Io { path, source, .. } if source.kind() == io::ErrorKind::NotFound => {
-                    ShardError::ShardMissing { path }
-                }
-                other => other,
-            })?;
-            compare(&manifest, number, &shard)?;
+            let shard = open_listed(&dir.join(&entry.file), io)?;
+            if let Some(error) = differences(&manifest, number, entry, &shard).into_iter().next() {
+                return Err(error);
+            }
             samples += shard.len();
             blocks += shard.blocks();
             starts.push((samples, blocks));
@@ -105,8 +102,8 @@ impl Dataset {
         (shard < self.shards.len()).then_some(SampleRef { block: BlockRef { shard, block }, index })
     }
 
-    /// Identifies the contents: xxh3 over samples (u32), bytes (u64) and xxh3 (u64) of every shard, little-endian, in order.
-    /// File names and the manifest's other fields do not enter.
+    /// Identifies the contents: xxh3 over samples (u32), bytes (u64) and xxh3 (u64) of every shard, little-endian, in
+    /// order. File names and the manifest's other fields do not enter.
     pub fn hash(&self) -> u64 {
         let mut hasher = Xxh3::new();
         for entry in &self.manifest.shards {
@@ -118,40 +115,45 @@ impl Dataset {
     }
 }
 
-/// Checks that a shard is the one that the manifest lists under `number`.
-fn compare(manifest: &Manifest, number: usize, shard: &ShardReader) -> Result<(), ShardError> {
-    let mismatch = |field, expected: String, got: String| {
-        Err(ShardError::ShardMismatch { path: shard.path().to_owned(), field, expected, got })
-    };
+/// Opens a shard that the manifest lists.
+pub(crate) fn open_listed(path: &Path, io: Io) -> Result<ShardReader, ShardError> {
+    ShardReader::open(path, io).map_err(|error| match error {
+        ShardError::Io { path, source, .. } if source.kind() == io::ErrorKind::NotFound => {
+            ShardError::ShardMissing { path }
+        }
+        other => other,
+    })
+}
+
+/// Everything in which a shard is not the one that the manifest lists as `entry`, its number `number`; of its labels,
+/// the first that is no class.
+pub(crate) fn differences(
+    manifest: &Manifest,
+    number: usize,
+    entry: &ShardEntry,
+    shard: &ShardReader,
+) -> Vec<ShardError> {
+    let path = || shard.path().to_owned();
     let header = shard.header();
-    let Some(entry) = manifest.shards.get(number) else {
-        return mismatch("number", format!("less than {}", manifest.shards.len()), number.to_string());
-    };
-    if shard.file_len() != entry.bytes {
-        return mismatch("length in bytes", entry.bytes.to_string(), shard.file_len().to_string());
-    }
-    if shard.len() != entry.samples as usize {
-        return mismatch("number of samples", entry.samples.to_string(), shard.len().to_string());
-    }
-    if shard.xxh3() != entry.xxh3 {
-        return mismatch("checksum", format!("{:016x}", entry.xxh3), format!("{:016x}", shard.xxh3()));
-    }
-    if (header.shard as usize, header.shards as usize) != (number, manifest.shards.len()) {
-        let expected = format!("{number} of {}", manifest.shards.len());
-        return mismatch("number", expected, format!("{} of {}", header.shard, header.shards));
-    }
-    if header.schema != manifest.schema {
-        return mismatch("schema", format!("{:?}", manifest.schema), format!("{:?}", header.schema));
-    }
+    let count = |number: u64| number.to_string();
+    let of = |shard: usize, shards: usize| format!("{shard} of {shards}");
+    let fields = [
+        ("length in bytes", count(entry.bytes), count(shard.file_len())),
+        ("number of samples", count(entry.samples.into()), count(shard.len() as u64)),
+        ("checksum", format!("{:016x}", entry.xxh3), format!("{:016x}", shard.xxh3())),
+        ("number", of(number, manifest.shards.len()), of(header.shard as usize, header.shards as usize)),
+        ("schema", format!("{:?}", manifest.schema), format!("{:?}", header.schema)),
+    ];
+    let different = fields.into_iter().filter(|(_, expected, got)| expected != got);
+    let mismatch = |(field, expected, got)| ShardError::ShardMismatch { path: path(), field, expected, got };
+    let mut errors: Vec<_> = different.map(mismatch).collect();
     let classes = manifest.classes.len();
-    let outside = |&label: &i32| usize::try_from(label).map_or(true, |label| label >= classes);
-    if classes > 0
-        && let Some(sample) = shard.labels().iter().position(outside)
-    {
-        let got = shard.labels().get(sample).copied().unwrap_or_default();
-        return Err(ShardError::Label { path: shard.path().to_owned(), sample, classes, got });
+    let outside = |label: i32| usize::try_from(label).map_or(true, |label| label >= classes);
+    let mut labels = shard.labels().iter().copied().enumerate();
+    if let Some((sample, got)) = labels.find(|&(_, label)| classes > 0 && outside(label)) {
+        errors.push(ShardError::Label { path: path(), sample, classes, got });
     }
-    Ok(())
+    errors
 }
 
 #[cfg(test)]

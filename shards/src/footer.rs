@@ -1,4 +1,5 @@
-//! The footer: where every frame is and what its bytes hash to, and the label, source index, flags and key of every sample.
+//! The footer: where every frame is and what its bytes hash to, and the label, source index, flags and key of every
+//! sample.
 //!
 //! Parsing trusts nothing: the counts are compared with the schema and the tail before anything is allocated from them.
 
@@ -6,11 +7,9 @@ use std::path::Path;
 
 use crate::codec::{Deflater, Inflater};
 use crate::error::{Place, ShardError};
-use crate::layout::{MAX_KEY_LEN, MAX_KEYS_LEN, max_frame_len};
+use crate::layout::{COUNTS_LEN, MAX_FRAMES, MAX_KEY_LEN, MAX_KEYS_LEN, max_frame_len};
 use crate::schema::{Codec, Schema};
 
-/// Bytes of the four counts with which the footer begins.
-pub(crate) const COUNTS_LEN: usize = 16;
 /// zstd level of the key table; keys are text, and a table is a few hundred kilobytes.
 const KEYS_LEVEL: i32 = 3;
 
@@ -84,16 +83,13 @@ impl Footer {
         count("the number of blocks", samples.div_ceil(schema.block_samples).into(), blocks.into())?;
         count("the number of columns", schema.columns.len() as u64, columns.into())?;
         let key_ends_len = samples as usize * 4;
-        if keys_len as usize > MAX_KEYS_LEN {
-            let (max, got) = (MAX_KEYS_LEN as u64, keys_len.into());
-            return Err(ShardError::TooLarge {
-                path: path.to_owned(),
-                what: "the length of the key table".into(),
-                max,
-                got,
-            });
-        }
-        // At most 2^20 blocks, 64 columns and 2^20 samples: none of this comes near 2^64.
+        let too_large = |what: &str, max: usize, got: u64| match got > max as u64 {
+            true => Err(ShardError::TooLarge { path: path.to_owned(), what: what.to_owned(), max: max as u64, got }),
+            false => Ok(()),
+        };
+        too_large("the number of frames", MAX_FRAMES, u64::from(blocks) * u64::from(columns))?;
+        too_large("the length of the key table", MAX_KEYS_LEN, keys_len.into())?;
+        // At most 2^20 frames and 2^20 samples: none of this comes near 2^64.
         let expected = COUNTS_LEN as u64
             + u64::from(blocks) * (u64::from(columns) * 20 + 4)
             + u64::from(samples) * 9
@@ -164,7 +160,7 @@ impl Footer {
                 let raw = declared.sample_bytes().saturating_mul(samples as usize);
                 let (least, most) = match declared.codec {
                     Codec::None => (raw, raw),
-                    Codec::ShuffleZstd { .. } => (1, max_frame_len(raw)),
+                    Codec::Zstd { .. } | Codec::ShuffleZstd { .. } => (1, max_frame_len(raw)),
                 };
                 if !(least..=most).contains(&(frame.len as usize)) {
                     let expected = if least == most { least.to_string() } else { format!("{least} to {most}") };
@@ -176,7 +172,7 @@ impl Footer {
                         got: frame.len.into(),
                     });
                 }
-                // Fewer than 2^26 frames of under 2^29 bytes.
+                // At most 2^20 frames of under 2^29 bytes.
                 at += u64::from(frame.len);
             }
         }

@@ -1,4 +1,5 @@
-//! The committed shard `golden/v1.lat`: a reader of this version must read it for ever, and the writer must go on writing it.
+//! The committed shard `golden/v1.lat`: a reader of this version must read it for ever, and the writer must go on
+//! writing it.
 
 use std::fs;
 use std::path::Path;
@@ -59,7 +60,7 @@ fn the_golden_file_is_read_exactly() {
             }
             assert_eq!(sample, fixture::SAMPLES);
         }
-        reader.verify().unwrap();
+        reader.verify(&mut |error| panic!("{error}"));
     }
 }
 

@@ -2,7 +2,9 @@
 //!
 //! The list of cases also makes the `match` over the variants, so a new variant without a case does not compile.
 
-use std::fs::{self, OpenOptions};
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
@@ -13,7 +15,10 @@ use crate::fixture;
 use crate::footer::Footer;
 use crate::layout::{MAX_KEY_LEN, MAX_KEYS_LEN, PREFIX_LEN, Prefix, TAIL_LEN, Tail};
 use crate::schema::Header;
-use crate::{Dataset, Io, MANIFEST, Manifest, SampleMeta, ShardError, ShardReader, ShardWriter};
+use crate::{
+    ChannelStats, Dataset, Histogram, Io, MANIFEST, MAX_MANIFEST_LEN, Manifest, SampleMeta, ShardError, ShardReader,
+    ShardWriter,
+};
 
 /// Ten samples, four a block.
 fn valid(dir: &Path) -> (PathBuf, Vec<u8>) {
@@ -44,7 +49,18 @@ fn check(dir: &Path, bytes: &[u8]) -> Result<(), ShardError> {
     fs::write(&path, bytes).unwrap();
     let reader = ShardReader::open(&path, Io::Pread)?;
     read_all(&reader)?;
-    reader.verify()
+    verify(&reader)
+}
+
+/// The first thing that a verification reports.
+fn verify(reader: &ShardReader) -> Result<(), ShardError> {
+    let mut first = Ok(());
+    reader.verify(&mut |error| {
+        if first.is_ok() {
+            first = Err(error);
+        }
+    });
+    first
 }
 
 /// Changes bytes of a valid shard and leaves the checksums as they are.
@@ -88,6 +104,19 @@ fn forge(dir: &Path, change: impl FnOnce(&mut Parts)) -> Result<(), ShardError> 
         samples: parts.samples,
     };
     check(dir, &[&prefix.to_bytes()[..], &body, &tail.to_bytes()].concat())
+}
+
+/// A valid shard blown up to a terabyte without a byte on the disk, nearly all of it footer.
+fn sparse(dir: &Path) -> Result<(), ShardError> {
+    let (path, bytes) = valid(dir);
+    let len = 1 << 40;
+    let tail_at = bytes.len() - TAIL_LEN;
+    let tail = Tail::from_bytes(&path, bytes[tail_at..].try_into().unwrap()).unwrap();
+    let tail = Tail { footer_len: len - TAIL_LEN as u64 - tail.footer_off, ..tail };
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(len).unwrap();
+    file.write_all_at(&tail.to_bytes(), len - TAIL_LEN as u64).unwrap();
+    ShardReader::open(&path, Io::Pread).map(|_| ())
 }
 
 struct Parts {
@@ -295,7 +324,24 @@ fn a_forged_shard_is_refused_wherever_it_contradicts_itself() {
         ("Version", |dir| edit_manifest(dir, r#""version": 1"#, r#""version": 2"#)),
         ("ShardName", |dir| edit_manifest(dir, "shard-00001.lat", "shard-00000.lat")),
         ("ShardName", |dir| edit_manifest(dir, "shard-00001.lat", "..")),
+        ("ShardName", |dir| edit_manifest(dir, "shard-00001.lat", "shard\\u001b[2J.lat")),
         ("ShardMismatch", |dir| edit_manifest(dir, "0.18215", "0.18216")),
+        ("NotAFile", |dir| {
+            fs::create_dir(dir.join(MANIFEST)).unwrap();
+            Dataset::open(dir, Io::Pread).map(|_| ())
+        }),
+        ("TooLarge", |dir| {
+            File::create(dir.join(MANIFEST)).unwrap().set_len(MAX_MANIFEST_LEN + 1).unwrap();
+            Dataset::open(dir, Io::Pread).map(|_| ())
+        }),
+        ("TooLarge", |dir| {
+            forge(dir, |parts| {
+                replace(parts, r#""block_samples":4"#, r#""block_samples":1"#);
+                parts.samples = 1 << 20;
+                parts.edit_footer = |footer| footer[..4].copy_from_slice(&(1_u32 << 20).to_le_bytes());
+            })
+        }),
+        ("TooLarge", sparse),
     ];
     for (i, (name, case)) in cases.iter().enumerate() {
         let dir = tempfile::tempdir().unwrap();
@@ -321,14 +367,29 @@ fn a_key_or_a_block_over_a_limit_is_not_written() {
 fn a_manifest_with_wrong_statistics_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let mut manifest = fixture::write_dataset(dir.path(), &[3]).unwrap();
-    let stats = crate::ChannelStats { mean: 0.0, std: 1.0, min: -1.0, max: 1.0 };
-    manifest.stats = vec![stats; 4];
+    let stats = ChannelStats { mean: 0.1, std: 1.0, min: -1.0, max: 1e-7, non_finite: 48 };
+    let histogram = Histogram { low: -30.0, width: 0.1, counts: vec![7, 0, 5], below: 1, above: u64::from(u32::MAX) };
+    manifest.stats = BTreeMap::from([("mean".to_owned(), vec![stats; 4])]);
+    manifest.histograms = BTreeMap::from([("sample".to_owned(), Histogram { above: 2, ..histogram.clone() })]);
     manifest.save(dir.path()).unwrap();
     assert_eq!(Manifest::load(dir.path()).unwrap(), manifest);
-    manifest.stats[2].std = f64::NAN;
-    assert!(matches!(manifest.save(dir.path()), Err(ShardError::Field { .. })));
-    manifest.stats.truncate(2);
-    assert!(matches!(manifest.save(dir.path()), Err(ShardError::Field { .. })));
+    for (from, to) in [
+        (r#""non_finite": 48"#, r#""non_finite": 49"#),
+        (r#""mean": ["#, r#""average": ["#),
+        (r#""above": 2"#, r#""above": 18446744073709551615"#),
+        (r#""width": 0.1"#, r#""width": 0"#),
+        (r#""sample": {"#, r#""sampl\u001b": {"#),
+    ] {
+        let text = fs::read_to_string(dir.path().join(MANIFEST)).unwrap();
+        assert!(text.contains(from), "{from:?} is not in {text}");
+        let other = tempfile::tempdir().unwrap();
+        fs::write(other.path().join(MANIFEST), text.replacen(from, to, 1)).unwrap();
+        let error = Manifest::load(other.path()).unwrap_err();
+        assert!(matches!(error, ShardError::Field { .. }), "{to}: {error}");
+        assert!(!error.to_string().contains('\u{1b}'), "{error:?}");
+    }
+    manifest.histograms = BTreeMap::from([("sample".to_owned(), histogram)]);
+    assert!(matches!(manifest.save(dir.path()), Err(ShardError::Field { .. })), "nor written");
 }
 
 proptest! {
@@ -358,7 +419,7 @@ proptest! {
         fs::write(&path, &bytes).unwrap();
         for io in [Io::Mmap, Io::Pread, Io::Ram] {
             let opened = ShardReader::open(&path, io);
-            let read = opened.and_then(|reader| Ok((read_all(&reader)?, reader.verify()?)));
+            let read = opened.and_then(|reader| Ok((read_all(&reader)?, verify(&reader)?)));
             match read {
                 Ok((read, ())) => prop_assert!(read == data && bytes == before),
                 Err(error) => prop_assert!(bytes != before, "{}", error),

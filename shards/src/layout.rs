@@ -19,6 +19,8 @@ pub(crate) const DATASET_FORMAT: &str = "latent-dataset";
 
 /// Length of the prefix in bytes.
 pub(crate) const PREFIX_LEN: usize = 32;
+/// Bytes of the four counts with which the footer begins.
+pub(crate) const COUNTS_LEN: usize = 16;
 /// Length of the tail in bytes.
 pub(crate) const TAIL_LEN: usize = 64;
 /// The payload begins at a multiple of this many bytes, so that a raw column can be mapped by page.
@@ -40,6 +42,8 @@ pub const MAX_BLOCK_SAMPLES: u32 = 65_536;
 pub const MAX_BLOCK_BYTES: usize = 1 << 28;
 /// Most samples in a shard: 1,048,576.
 pub const MAX_SAMPLES: u32 = 1 << 20;
+/// Most frames, which is blocks times columns, in a shard: 1,048,576.
+pub const MAX_FRAMES: usize = 1 << 20;
 /// Longest key in bytes.
 pub const MAX_KEY_LEN: usize = 4096;
 /// Largest key table in bytes, uncompressed: 64 MiB.
@@ -49,6 +53,11 @@ pub const MAX_KEYS_LEN: usize = 1 << 26;
 pub(crate) const fn max_frame_len(raw: usize) -> usize {
     raw + raw / 256 + 64
 }
+
+/// Longest footer in bytes, about 100 MiB: the most frames, each in a block of its own; the most samples; the largest
+/// key table.
+pub(crate) const MAX_FOOTER_LEN: usize =
+    COUNTS_LEN + MAX_FRAMES * 24 + MAX_SAMPLES as usize * 9 + max_frame_len(MAX_KEYS_LEN);
 
 /// Bytes 0..32 of a shard, less the magic and the reserved field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,8 +1,9 @@
 //! The latent-shard format, version 1: specification, writer, and validating reader.
 //!
-//! A *dataset* is a folder of *shards* and a manifest, `dataset.json`. A shard is one file with a few thousand samples: latents of
-//! an autoencoder as declared columns, and for every sample a label, its number in the source, flags, and a key. This page
-//! is the specification; the code follows it. Bytes only: there are no tensors, no threads and no order of samples here.
+//! A *dataset* is a folder of *shards* and a manifest, `dataset.json`. A shard is one file with a few thousand samples:
+//! latents of an autoencoder as declared columns, and for every sample a label, its number in the source, flags, and a
+//! key. This page is the specification; the code follows it. Bytes only: there are no tensors, no threads and no order
+//! of samples here.
 //!
 //! # Limits
 //!
@@ -11,6 +12,7 @@
 //! | samples in a shard | 1,048,576 (2^20); `encode` writes 8,192 |
 //! | samples in a block | 65,536; `encode` writes 64 |
 //! | columns | 1 to 64, names of 1 to 64 bytes of `a-z`, `0-9`, `_` |
+//! | frames (blocks times columns) in a shard | 1,048,576 (2^20); `encode` writes 128 for each column |
 //! | shape of a sample | up to 8 dimensions, each 1 or more |
 //! | one column of one block, uncompressed | 256 MiB |
 //! | JSON header with its padding | 1 MiB less 32 bytes |
@@ -21,7 +23,8 @@
 //!
 //! # A shard, byte by byte
 //!
-//! Everything is little-endian. `B` is the number of blocks, `C` of columns, `N` of samples. `xxh3` is XXH3-64 with seed 0.
+//! Everything is little-endian. `B` is the number of blocks, `C` of columns, `N` of samples. `xxh3` is XXH3-64 with
+//! seed 0.
 //!
 //! ```text
 //! 0              8  magic        "LATSHRD" and the version, 01
@@ -53,13 +56,15 @@
 //!               8  magic        as at the beginning
 //! ```
 //!
-//! **Frames.** A frame is one column of one block. With codec `none` it is the raw values, sample after sample. With `shuffle2+zstd`
-//! (2-byte values) and `shuffle4+zstd` (4-byte values) it is one standard zstd frame of the block's byte planes: all first bytes
-//! of the values, then all second bytes, and so on. The zstd frame declares its content size and has no checksum and no
-//! dictionary. A stored frame of `r` raw bytes has at most `r + r / 256 + 64` bytes.
+//! **Frames.** A frame is one column of one block. With codec `none` it is the raw values, sample after sample. With `zstd` it is
+//! one standard zstd frame of them. With `shuffle2+zstd` (2-byte values) and `shuffle4+zstd` (4-byte values) it is one
+//! standard zstd frame of the block's byte planes: all first bytes of the values, then all second bytes, and so on. A
+//! zstd frame declares its content size and has no checksum and no dictionary. One of `r` raw bytes has at most `r + r
+//! / 256 + 64` bytes.
 //!
 //! **Header.** `format` "latent-shard", `version` 1, `shard` and `shards` (number and count), `schema` ([`Schema`]) and `provenance`, a free
-//! object. It holds no clock, host, process or device count, so the same input gives the same bytes (with one version of zstd).
+//! object. It holds no clock, host, process or device count, so the same input gives the same bytes (with one version
+//! of zstd).
 //!
 //! ```json
 //! {"format": "latent-shard", "version": 1, "shard": 0, "shards": 157,
@@ -70,28 +75,31 @@
 //!  "provenance": {"vae": {"id": "stabilityai/sd-vae-ft-ema"}}}
 //! ```
 //!
-//! `dtype` is `f16` or `f32`; `semantics` is `posterior_mean`, `posterior_logvar`, `posterior_std` or `sample`; `level` is there where the codec
-//! is not `none`. A column whose name ends in `_flip` holds the latents of the mirrored image. Bits of `flags`: 1 PNG, 2 CMYK or
-//! YCCK, 4 one channel, 8 alpha, dropped without compositing; a reader ignores the others.
+//! `dtype` is `f16` or `f32`; `semantics` is `posterior_mean`, `posterior_logvar`, `posterior_std` or `sample`; `level`
+//! is there where the codec is not `none`. A column whose name ends in `_flip` holds the latents of the mirrored image.
+//! Bits of `flags`: 1 PNG, 2 CMYK or YCCK, 4 one channel, 8 alpha, dropped without compositing; a reader ignores the
+//! others.
 //!
 //! **Checksums.** `header_xxh3`, `footer_xxh3` and `tail_xxh3` are checked when a shard is opened, the one of a frame whenever it is read and
-//! before it is inflated, `body_xxh3` by [`ShardReader::verify`]. Together they cover every byte but the prefix, whose fields are each
-//! compared with the rest. `body_xxh3` stands for the shard's contents in the manifest; with Python it is
-//! `xxhash.xxh3_64_intdigest(raw[32:-64])`. They find accidents, not forgeries: xxh3 is not cryptographic.
+//! before it is inflated, `body_xxh3` by [`ShardReader::verify`]. Together they cover every byte but the prefix, whose
+//! fields are each compared with the rest. `body_xxh3` stands for the shard's contents in the manifest; with Python it
+//! is `xxhash.xxh3_64_intdigest(raw[32:-64])`. They find accidents, not forgeries: xxh3 is not cryptographic.
 //!
 //! **A reader must refuse**, before it reads a frame: a wrong magic or version; a reserved field that is not 0; `footer_off` 0; a
-//! header length over the limit or unaligned; any of the three checksums; JSON that does not parse, or with an unknown field outside
-//! of `provenance`, or a value out of its limits; a footer that does not end at the tail, or begins inside the header; counts that disagree
-//! with each other, the schema or the footer's length; frames that leave a gap, overlap, have an impossible length, or do not end at the
-//! footer; keys that are not UTF-8, out of order, or do not fill the table. And when it reads a frame: a wrong checksum, anything but
-//! exactly one zstd frame, a content size that is not declared or not the one that the schema gives. Sizes to allocate come from the
+//! header length over the limit or unaligned; any of the three checksums; JSON that does not parse, or with an unknown
+//! field outside of `provenance`, or a value out of its limits; a footer that does not end at the tail, or begins
+//! inside the header; counts that disagree with each other, the schema or the footer's length, or are over a limit;
+//! frames that leave a gap, overlap, have an impossible length, or do not end at the footer; keys that are not UTF-8,
+//! out of order, or do not fill the table. And when it reads a frame: a wrong checksum, anything but exactly one zstd
+//! frame, a content size that is not declared or not the one that the schema gives. Sizes to allocate come from the
 //! schema, never from a frame. Each refusal is a variant of [`ShardError`].
 //!
 //! **Version.** There is one number. It changes whenever a reader of the old version could not read the new file, or would read it
 //! wrongly. There are no optional extensions: what is not described here is refused.
 //!
 //! **Writing.** A shard is written to `name.tmp` with `footer_off` 0, made durable, and renamed: under its own name it is whole. It
-//! is never changed after that. `dataset.json` ([`Manifest`]) is written last and the same way; a folder without it is unfinished.
+//! is never changed after that. `dataset.json` ([`Manifest`]) is written last and the same way; a folder without it is
+//! unfinished.
 //!
 //! **Reading while files change.** A file that is cut short after it was opened gives [`ShardError::Shrank`] or a wrong checksum,
 //! never a crash, with every [`Io`]: a mapping is guarded by a SIGBUS handler, installed when the first shard is mapped.
@@ -120,9 +128,10 @@
 //!         parts = []
 //!         for b in range(blocks):
 //!             data = raw[off[b][c] : off[b][c] + size[b][c]]
-//!             if column["codec"] != "none":  # "shuffle2+zstd" or "shuffle4+zstd": byte planes
-//!                 planes = zstandard.ZstdDecompressor().decompress(data)
-//!                 data = np.frombuffer(planes, "u1").reshape(dtype.itemsize, -1).T.tobytes()
+//!             if column["codec"] != "none":
+//!                 data = zstandard.ZstdDecompressor().decompress(data)
+//!             if column["codec"].startswith("shuffle"):  # byte planes
+//!                 data = np.frombuffer(data, "u1").reshape(dtype.itemsize, -1).T.tobytes()
 //!             parts.append(data)
 //!         latents[column["name"]] = np.frombuffer(b"".join(parts), dtype).reshape(-1, *column["shape"])
 //!     return header, labels, latents
@@ -176,20 +185,24 @@ mod map;
 mod read;
 mod schema;
 mod source;
+mod statistics;
 pub mod tar;
+mod verify;
 mod write;
 
 pub use codec::Scratch;
 pub use dataset::{BlockRef, Dataset, SampleRef};
 pub use error::{Place, ShardError};
 pub use layout::{
-    MAGIC, MAX_BLOCK_BYTES, MAX_BLOCK_SAMPLES, MAX_COLUMNS, MAX_HEADER_LEN, MAX_KEY_LEN, MAX_KEYS_LEN, MAX_NAME,
-    MAX_RANK, MAX_SAMPLES, VERSION,
+    MAGIC, MAX_BLOCK_BYTES, MAX_BLOCK_SAMPLES, MAX_COLUMNS, MAX_FRAMES, MAX_HEADER_LEN, MAX_KEY_LEN, MAX_KEYS_LEN,
+    MAX_NAME, MAX_RANK, MAX_SAMPLES, VERSION,
 };
-pub use manifest::{ChannelStats, MANIFEST, MAX_MANIFEST_LEN, Manifest, Skipped};
+pub use manifest::{MANIFEST, MAX_MANIFEST_LEN, Manifest, Skipped};
 pub use read::ShardReader;
 pub use schema::{Codec, Column, DType, Header, Schema, Semantics};
 pub use source::Io;
+pub use statistics::{ChannelStats, Histogram, MAX_BINS};
+pub use verify::{Depth, Verified, verify, verify_shard};
 pub use write::{SampleMeta, ShardEntry, ShardWriter, flags};
 
 #[cfg(test)]
@@ -198,3 +211,5 @@ mod fixture;
 mod golden;
 #[cfg(test)]
 mod hostile;
+#[cfg(test)]
+mod python;

@@ -1,36 +1,24 @@
-//! The manifest `dataset.json`: what makes a folder of shards a dataset. It is written last, so a folder without it is unfinished.
+//! The manifest `dataset.json`: what makes a folder of shards a dataset. It is written last, so a folder without it is
+//! unfinished.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::atomic::{AtomicFile, Existing};
-use crate::error::ShardError;
+use crate::error::{self, ShardError};
 use crate::layout::{DATASET_FORMAT, VERSION};
 use crate::schema::{Schema, check_format};
+use crate::statistics::{self, ChannelStats, Histogram};
 use crate::write::ShardEntry;
 
 /// Name of the manifest in a dataset's folder.
 pub const MANIFEST: &str = "dataset.json";
 /// Largest manifest in bytes: 256 MiB, room for a few million skipped files.
 pub const MAX_MANIFEST_LEN: u64 = 1 << 28;
-
-/// Statistics of one channel of the first column over all samples, of the values as they are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ChannelStats {
-    /// Mean.
-    pub mean: f64,
-    /// Standard deviation, >= 0.
-    pub std: f64,
-    /// Smallest value.
-    pub min: f64,
-    /// Largest value.
-    pub max: f64,
-}
 
 /// A file of the source that is not in the dataset.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,8 +42,10 @@ pub struct Manifest {
     pub samples: u64,
     /// The same as in the header of every shard.
     pub schema: Schema,
-    /// Per channel (first dimension) of the first column; empty where they were not computed.
-    pub stats: Vec<ChannelStats>,
+    /// By name of the column, one entry for each channel (first dimension); columns may be absent.
+    pub stats: BTreeMap<String, Vec<ChannelStats>>,
+    /// By name of the column; columns may be absent.
+    pub histograms: BTreeMap<String, Histogram>,
     /// Free form, sorted by key; what the headers of the shards say, and more.
     pub provenance: BTreeMap<String, serde_json::Value>,
     /// In the order of the dataset.
@@ -67,14 +57,16 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// A manifest of this version with the sum of `shards` as its total, and no statistics, classes, or skipped files.
+    /// A manifest of this version with the sum of `shards` as its total, and no statistics, histograms, classes, or
+    /// skipped files.
     pub fn new(schema: Schema, shards: Vec<ShardEntry>, provenance: BTreeMap<String, serde_json::Value>) -> Self {
         Self {
             format: DATASET_FORMAT.to_owned(),
             version: VERSION,
             samples: shards.iter().map(|shard| u64::from(shard.samples)).sum(),
             schema,
-            stats: Vec::new(),
+            stats: BTreeMap::new(),
+            histograms: BTreeMap::new(),
             provenance,
             shards,
             classes: Vec::new(),
@@ -85,30 +77,41 @@ impl Manifest {
     /// Reads and checks `dir/dataset.json`. No shard is looked at.
     ///
     /// # Errors
-    /// [`ShardError::NoManifest`] where there is none; [`ShardError::Json`], [`ShardError::TooLarge`], or what
-    /// [`Manifest::check`] finds.
+    /// [`ShardError::NoManifest`] where there is none; [`ShardError::NotAFile`], [`ShardError::TooLarge`],
+    /// [`ShardError::Json`], or what [`Manifest::check`] finds.
     pub fn load(dir: impl AsRef<Path>) -> Result<Self, ShardError> {
         let dir = dir.as_ref();
         let path = &dir.join(MANIFEST);
-        let file = File::open(path).map_err(|source| match source.kind() {
+        let wrong = |source: io::Error| match source.kind() {
             io::ErrorKind::NotFound if dir.is_dir() => ShardError::NoManifest { path: dir.to_owned() },
             _ => ShardError::Io { path: path.to_owned(), action: "open it", source },
-        })?;
+        };
+        let too_large = |got| {
+            let what = "the length of the manifest".to_owned();
+            ShardError::TooLarge { path: path.to_owned(), what, max: MAX_MANIFEST_LEN, got }
+        };
+        // Before opening: opening a pipe would wait for its other end.
+        let metadata = fs::metadata(path).map_err(wrong)?;
+        if !metadata.is_file() {
+            return Err(ShardError::NotAFile { path: path.to_owned() });
+        }
+        if metadata.len() > MAX_MANIFEST_LEN {
+            return Err(too_large(metadata.len()));
+        }
         let mut bytes = Vec::new();
-        let read = file.take(MAX_MANIFEST_LEN + 1).read_to_end(&mut bytes);
+        // The file may have grown.
+        let read = File::open(path).map_err(wrong)?.take(MAX_MANIFEST_LEN + 1).read_to_end(&mut bytes);
         let len = read.map_err(|source| ShardError::Io { path: path.to_owned(), action: "read it", source })? as u64;
         if len > MAX_MANIFEST_LEN {
-            let what = "the length of the manifest".to_owned();
-            return Err(ShardError::TooLarge { path: path.to_owned(), what, max: MAX_MANIFEST_LEN, got: len });
+            return Err(too_large(len));
         }
-        let manifest: Self = serde_json::from_slice(&bytes)
-            .map_err(|error| ShardError::Json { path: path.to_owned(), reason: error.to_string() })?;
+        let manifest: Self = serde_json::from_slice(&bytes).map_err(|reason| error::json(path, &reason))?;
         manifest.check(path)?;
         Ok(manifest)
     }
 
-    /// Checks the manifest and writes it to `dir/dataset.json`, indented, in one step that replaces an older one. Call it
-    /// last, when every shard is finished.
+    /// Checks the manifest and writes it to `dir/dataset.json`, indented, in one step that replaces an older one. Call
+    /// it last, when every shard is finished.
     ///
     /// # Errors
     /// [`ShardError::Io`], [`ShardError::Busy`], or what [`Manifest::check`] finds.
@@ -117,8 +120,7 @@ impl Manifest {
         self.check(path)?;
         let mut sorted = self.clone();
         sorted.provenance.values_mut().for_each(serde_json::Value::sort_all_objects);
-        let mut text = serde_json::to_vec_pretty(&sorted)
-            .map_err(|error| ShardError::Json { path: path.to_owned(), reason: error.to_string() })?;
+        let mut text = serde_json::to_vec_pretty(&sorted).map_err(|reason| error::json(path, &reason))?;
         text.push(b'\n');
         let out = AtomicFile::create(path)?;
         let io = |source| ShardError::Io { path: path.to_owned(), action: "write to its .tmp file", source };
@@ -126,7 +128,8 @@ impl Manifest {
         out.commit(Existing::Replace)
     }
 
-    /// Checks format, version, schema, file names, the total and the statistics; `path` is the file that the error names.
+    /// Checks format, version, schema, file names, the total, statistics and histograms; `path` is the file that the
+    /// error names.
     ///
     /// # Errors
     /// [`ShardError::Field`], [`ShardError::Version`], [`ShardError::ShardName`], [`ShardError::ManifestSum`].
@@ -135,10 +138,12 @@ impl Manifest {
         self.schema.check(path)?;
         let mut seen = HashSet::new();
         for ShardEntry { file, .. } in &self.shards {
-            let wrong = |expected| Err(ShardError::ShardName { path: path.to_owned(), name: file.clone(), expected });
+            let wrong =
+                |expected| Err(ShardError::ShardName { path: path.to_owned(), name: error::excerpt(file), expected });
             let plain = !file.is_empty() && file != "." && file != ".." && file != MANIFEST;
-            if !plain || file.contains(['/', '\\', '\0']) {
-                return wrong("a file name without a folder");
+            // Control characters would reach the terminal with the next error message.
+            if !plain || file.contains(|c: char| c == '/' || c == '\\' || c.is_control()) {
+                return wrong("a file name without a folder or control characters");
             }
             if !seen.insert(file) {
                 return wrong("a name that is used once");
@@ -149,24 +154,11 @@ impl Manifest {
         if self.samples != expected {
             return Err(ShardError::ManifestSum { path: path.to_owned(), expected, got: self.samples });
         }
-        let field = |field: String, expected: String, got: String| {
-            Err(ShardError::Field { path: path.to_owned(), field, expected, got })
-        };
-        let channels =
-            self.schema.columns.first().and_then(|column| column.shape.first()).map_or(1, |&dim| dim as usize);
-        if !self.stats.is_empty() && self.stats.len() != channels {
-            return field("stats".into(), format!("nothing or {channels} channels"), self.stats.len().to_string());
-        }
-        for (c, stats) in self.stats.iter().enumerate() {
-            let ChannelStats { mean, std, min, max } = *stats;
-            if ![mean, std, min, max].iter().all(|value| value.is_finite()) || std < 0.0 || min > max {
-                return field(
-                    format!("stats[{c}]"),
-                    "finite numbers with std >= 0 and min <= max".into(),
-                    format!("{stats:?}"),
-                );
-            }
-        }
-        Ok(())
+        statistics::check(&self.schema, self.samples, &self.stats, &self.histograms).map_err(
+            |(field, expected, got)| {
+                let got = error::excerpt(&got);
+                ShardError::Field { path: path.to_owned(), field, expected, got }
+            },
+        )
     }
 }

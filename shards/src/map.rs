@@ -1,12 +1,13 @@
 //! A read-only mapping of a file that survives the file being cut short under it.
 //!
-//! Reading a mapped page that the file no longer has raises SIGBUS, which ends the process. Here a handler puts a page of zeros
-//! in its place, marks the mapping, and lets the read go on; the reader then finds the mark ([`Map::faulted`]) and
-//! reports an error. A fault outside of these mappings goes to whatever handler was there before.
+//! Reading a mapped page that the file no longer has raises SIGBUS, which ends the process. Here a handler puts a page
+//! of zeros in its place, marks the mapping, and lets the read go on; the reader then finds the mark ([`Map::faulted`])
+//! and reports an error. A fault outside of these mappings goes to whatever handler was there before.
 //!
-//! Not covered: a program that installs another SIGBUS handler later, or whose earlier one survives a fault elsewhere (the
-//! guard ends with the first fault that is not its own); more mappings at a time than [`SLOTS`] (one more is an error); a
-//! file that is overwritten in place, which the checksums find only if it happens before they are compared. Linux only.
+//! Not covered: a program that installs another SIGBUS handler later, or whose earlier one survives a fault elsewhere
+//! (the guard ends with the first fault that is not its own); more mappings at a time than [`SLOTS`] (one more is an
+//! error); a file that is overwritten in place, which the checksums find only if it happens before they are compared.
+//! Linux only.
 
 #![allow(unsafe_code)]
 
@@ -58,8 +59,8 @@ impl Slot {
         Some(slot)
     }
 
-    /// Whether `address` is in it. Between the two loads the slot can only have been given up, never been taken for a range
-    /// around `address`: that range is mapped by whoever faults there.
+    /// Whether `address` is in it. Between the two loads the slot can only have been given up, never been taken for a
+    /// range around `address`: that range is mapped by whoever faults there.
     fn contains(&self, address: usize) -> bool {
         let start = self.start.load(Ordering::Acquire);
         start > CLAIMED && (start..self.end.load(Ordering::Acquire)).contains(&address)
@@ -86,9 +87,9 @@ impl Map {
             error => return Err(io::Error::from_raw_os_error(error)),
         }
         // SAFETY: the mapping is private and read-only. That its bytes stay as they are is a convention, as for every
-        // mapped file: a finished shard is never written to (it is replaced by rename). If somebody breaks it, the bytes
-        // read are wrong but initialised, and only hashing, copying and zstd, which take any bytes, look at them. If the file is
-        // cut short, the handler below keeps every page readable.
+        // mapped file: a finished shard is never written to (it is replaced by rename). If somebody breaks it, the
+        // bytes read are wrong but initialised, and only hashing, copying and zstd, which take any bytes, look at them.
+        // If the file is cut short, the handler below keeps every page readable.
         let map = unsafe { MmapOptions::new().len(len).map(file)? };
         let start = map.as_ptr() as usize;
         let end = start + len.next_multiple_of(PAGE.load(Ordering::Relaxed));
@@ -153,7 +154,8 @@ fn install() -> i32 {
 }
 
 extern "C" fn on_sigbus(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
-    // SAFETY: with SA_SIGINFO the kernel passes a valid structure, and for SIGBUS it carries an address. errno is this thread's.
+    // SAFETY: with SA_SIGINFO the kernel passes a valid structure, and for SIGBUS it carries an address. errno is this
+    // thread's.
     let (address, errno) = unsafe { ((*info).si_addr() as usize, *libc::__errno_location()) };
     let page = PAGE.load(Ordering::Relaxed);
     if !TABLE.iter().any(|slot| slot.contains(address) && cover(slot, address, page)) {
@@ -172,8 +174,8 @@ fn cover(slot: &Slot, address: usize, page: usize) -> bool {
     slot.faulted.store(true, Ordering::SeqCst);
     let start = std::ptr::without_provenance_mut(address & !(page - 1));
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
-    // SAFETY: the page lies in a mapping of ours that is in use (somebody is reading it), so nothing else is replaced; it stays
-    // readable, and is unmapped with the rest of the mapping.
+    // SAFETY: the page lies in a mapping of ours that is in use (somebody is reading it), so nothing else is replaced;
+    // it stays readable, and is unmapped with the rest of the mapping.
     let mapped = unsafe { libc::mmap(start, page, libc::PROT_READ, flags, -1, 0) };
     mapped != libc::MAP_FAILED
 }
@@ -270,8 +272,10 @@ mod tests {
                 assert!(matches!(error, ShardError::Shrank { place: found, .. } if found == place), "{error}");
             }
         });
-        assert!(matches!(reader.verify(), Err(ShardError::Shrank { .. })));
-        whole.verify().unwrap();
+        let mut reports = Vec::new();
+        let verified = reader.verify(&mut |error| reports.push(error));
+        assert!(matches!(reports[..], [ShardError::Shrank { .. }]) && verified.bad == 1, "{reports:?}");
+        whole.verify(&mut |error| panic!("{error}"));
         assert_eq!(read(&whole, 1, &mut scratch).unwrap(), before);
     }
 

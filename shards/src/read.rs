@@ -1,7 +1,7 @@
 //! Reading one shard: everything but the frames is validated when it is opened, a frame when it is read.
 //!
-//! A reader has no interior mutability and can be shared by any number of threads; what a thread needs for itself is in its
-//! [`Scratch`]. Nothing here decides the order of samples.
+//! A reader has no interior mutability and can be shared by any number of threads; what a thread needs for itself is in
+//! its [`Scratch`]. Nothing here decides the order of samples.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -10,10 +10,11 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::codec::{Inflater, Scratch};
 use crate::error::{Place, ShardError};
-use crate::footer::{COUNTS_LEN, Footer, Frame};
-use crate::layout::{PREFIX_LEN, Prefix, TAIL_LEN, Tail};
+use crate::footer::{Footer, Frame};
+use crate::layout::{COUNTS_LEN, MAX_FOOTER_LEN, PREFIX_LEN, Prefix, TAIL_LEN, Tail};
 use crate::schema::{Column, Header};
 use crate::source::{Io, Source};
+use crate::verify::Verified;
 
 /// An open, validated shard.
 #[derive(Debug)]
@@ -68,8 +69,14 @@ impl ShardReader {
             let last = tail_off.saturating_sub(tail.footer_len);
             return Err(position(format!("{last}, not below {payload},"), tail.footer_off));
         }
-        let footer_len = usize::try_from(tail.footer_len)
-            .map_err(|_| position("an offset with a footer that fits in memory".into(), tail.footer_off))?;
+        // Within the file, but a file can be sparse: a few bytes on the disk of any length.
+        let footer_len = match usize::try_from(tail.footer_len) {
+            Ok(len) if len <= MAX_FOOTER_LEN => len,
+            _ => {
+                let (what, max) = ("the length of the footer".to_owned(), MAX_FOOTER_LEN as u64);
+                return Err(ShardError::TooLarge { path: path.to_owned(), what, max, got: tail.footer_len });
+            }
+        };
         let bytes = bytes(tail.footer_off, footer_len, Place::Footer)?;
         check_hash(path, Place::Footer, tail.footer_xxh3, xxh3_64(&bytes))?;
         // The tail has been checked to hold at most 2^20 samples.
@@ -124,6 +131,13 @@ impl ShardReader {
         self.footer.block_samples.get(block).map_or(0, |&samples| samples as usize)
     }
 
+    /// Bytes that one column of one block takes in the file; `None` where there is no such block or column.
+    pub fn stored_len(&self, block: usize, column: usize) -> Option<u64> {
+        let columns = self.columns().len();
+        let frame = self.footer.frames.get(block.checked_mul(columns)? + column).filter(|_| column < columns)?;
+        Some(frame.len.into())
+    }
+
     /// Labels of all samples.
     pub fn labels(&self) -> &[i32] {
         &self.footer.labels
@@ -149,12 +163,13 @@ impl ShardReader {
         self.footer.keys.get(start as usize..end as usize)
     }
 
-    /// Reads one column of one block into `out`: `block_len * sample_bytes` raw little-endian bytes, one sample after the other.
-    /// The stored bytes are verified before they are inflated. On an error the contents of `out` are unspecified.
+    /// Reads one column of one block into `out`: `block_len * sample_bytes` raw little-endian bytes, one sample after
+    /// the other. The stored bytes are verified before they are inflated. On an error the contents of `out` are
+    /// unspecified.
     ///
     /// # Errors
-    /// [`ShardError::NoSuchBlock`], [`ShardError::NoSuchColumn`], [`ShardError::BufferLength`]; [`ShardError::Checksum`],
-    /// [`ShardError::Inflate`], [`ShardError::Shrank`], [`ShardError::Io`].
+    /// [`ShardError::NoSuchBlock`], [`ShardError::NoSuchColumn`], [`ShardError::BufferLength`];
+    /// [`ShardError::Checksum`], [`ShardError::Inflate`], [`ShardError::Shrank`], [`ShardError::Io`].
     pub fn read_block(
         &self,
         block: usize,
@@ -179,19 +194,45 @@ impl ShardReader {
         self.source.unless_faulted(&self.path, place, decoded)
     }
 
-    /// Reads every byte of the file: every frame is verified and inflated, then the checksum of the body is compared.
+    /// Bytes that were read and checked when it was opened: all but the frames.
+    pub(crate) fn index_len(&self) -> u64 {
+        self.len - self.footer.frames.iter().map(|frame| u64::from(frame.len)).sum::<u64>()
+    }
+
+    /// Reads every byte of the file, verifies and inflates every frame, and compares the checksum of the body. It goes
+    /// on after damage: `report` is given one error for each bad frame, as [`ShardReader::read_block`] would return it,
+    /// and then one for the body ([`Place::Body`]), whose checksum is wrong too where the bytes of a frame are.
     ///
-    /// # Errors
-    /// The first damage found, as [`ShardReader::read_block`] reports it, or [`ShardError::Checksum`] of the body.
-    pub fn verify(&self) -> Result<(), ShardError> {
+    /// [`ShardError::Shrank`] is the last report: nothing is left to read. With [`Io::Pread`] a disk error costs only
+    /// the frame it is in; behind a mapping it cannot be told from a file that was cut short.
+    pub fn verify(&self, report: &mut dyn FnMut(ShardError)) -> Verified {
+        let mut verified =
+            Verified { shards: 1, samples: self.len() as u64, bytes: self.index_len(), ..Verified::default() };
         let mut scratch = Scratch::new();
         let mut out = Vec::new();
-        for block in 0..self.blocks() {
-            for (column, declared) in self.columns().iter().enumerate() {
+        for (block, frames) in self.footer.frames.chunks(self.columns().len()).enumerate() {
+            for (column, (declared, frame)) in self.columns().iter().zip(frames).enumerate() {
                 out.resize(self.block_len(block) * declared.sample_bytes(), 0);
-                self.read_block(block, column, &mut out, &mut scratch)?;
+                verified.bytes += u64::from(frame.len);
+                if let Err(error) = self.read_block(block, column, &mut out, &mut scratch) {
+                    let gone = matches!(error, ShardError::Shrank { .. });
+                    verified.bad += 1;
+                    report(error);
+                    if gone {
+                        return verified;
+                    }
+                }
             }
+            verified.blocks += 1;
         }
+        if let Err(error) = self.verify_body(&mut scratch) {
+            verified.bad += 1;
+            report(error);
+        }
+        verified
+    }
+
+    fn verify_body(&self, scratch: &mut Scratch) -> Result<(), ShardError> {
         let (mut hasher, mut at) = (Xxh3::new(), PREFIX_LEN as u64);
         let end = self.len - TAIL_LEN as u64;
         while at < end {
@@ -269,7 +310,11 @@ mod tests {
     }
 
     fn columns() -> impl Strategy<Value = Vec<Column>> {
-        let codec = prop_oneof![Just(Codec::None), (1..=19).prop_map(|level| Codec::ShuffleZstd { level })];
+        let codec = prop_oneof![
+            Just(Codec::None),
+            (1..=19).prop_map(|level| Codec::Zstd { level }),
+            (1..=19).prop_map(|level| Codec::ShuffleZstd { level })
+        ];
         let dtype = prop_oneof![Just(DType::F16), Just(DType::F32)];
         let shape = proptest::collection::vec(1_u32..6, 0..4);
         let semantics = prop_oneof![
@@ -360,7 +405,9 @@ mod tests {
                         prop_assert_eq!(&out[..], expected);
                     }
                 }
-                reader.verify().unwrap();
+                let verified = reader.verify(&mut |error| panic!("{error}"));
+                prop_assert_eq!((verified.bytes, verified.blocks), (entry.bytes, reader.blocks() as u64));
+                prop_assert_eq!((verified.samples, verified.bad), (samples.len() as u64, 0));
             }
         }
     }

@@ -1,14 +1,15 @@
-//! What a shard declares about its contents: columns, their dtype, shape, codec and meaning, and the JSON form of all that.
+//! What a shard declares about its contents: columns, their dtype, shape, codec and meaning, and the JSON form of all
+//! that.
 //!
-//! Values are checked by [`Schema::check`] and [`Header::check`]; writer and reader both call them, so that nothing can be
-//! written that cannot be read. No bytes of samples are touched here.
+//! Values are checked by [`Schema::check`] and [`Header::check`]; writer and reader both call them, so that nothing can
+//! be written that cannot be read. No bytes of samples are touched here.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Place, ShardError};
+use crate::error::{self, Place, ShardError};
 use crate::layout::{
     self, MAX_BLOCK_BYTES, MAX_BLOCK_SAMPLES, MAX_COLUMNS, MAX_HEADER_LEN, MAX_NAME, MAX_RANK, PREFIX_LEN,
 };
@@ -46,6 +47,11 @@ impl DType {
 pub enum Codec {
     /// Raw bytes: `none` in the header.
     None,
+    /// One zstd frame of the raw bytes: `zstd` in the header.
+    Zstd {
+        /// zstd level, 1..=19.
+        level: i32,
+    },
     /// Byte planes (all first bytes of the values, then all second bytes, ..), then one zstd frame. In the header
     /// `shuffle2+zstd` for 2-byte values and `shuffle4+zstd` for 4-byte values.
     ShuffleZstd {
@@ -59,8 +65,17 @@ impl Codec {
     pub const fn name(self, dtype: DType) -> &'static str {
         match (self, dtype) {
             (Self::None, _) => "none",
+            (Self::Zstd { .. }, _) => "zstd",
             (Self::ShuffleZstd { .. }, DType::F16) => "shuffle2+zstd",
             (Self::ShuffleZstd { .. }, DType::F32) => "shuffle4+zstd",
+        }
+    }
+
+    /// The zstd level; `None` for [`Codec::None`].
+    pub const fn level(self) -> Option<i32> {
+        match self {
+            Self::None => None,
+            Self::Zstd { level } | Self::ShuffleZstd { level } => Some(level),
         }
     }
 }
@@ -88,7 +103,8 @@ pub struct Column {
     pub name: String,
     /// Element type.
     pub dtype: DType,
-    /// Shape of one sample, outermost dimension first (`[channels, height, width]` for latents); up to 8 dimensions, each >= 1.
+    /// Shape of one sample, outermost dimension first (`[channels, height, width]` for latents); up to 8 dimensions,
+    /// each >= 1.
     pub shape: Vec<u32>,
     /// How a block of it is stored.
     pub codec: Codec,
@@ -119,11 +135,7 @@ struct ColumnRecord {
 impl From<Column> for ColumnRecord {
     fn from(column: Column) -> Self {
         let Column { name, dtype, shape, codec, semantics } = column;
-        let level = match codec {
-            Codec::None => None,
-            Codec::ShuffleZstd { level } => Some(level),
-        };
-        Self { name, dtype, shape, codec: codec.name(dtype).to_owned(), level, semantics }
+        Self { name, dtype, shape, codec: codec.name(dtype).to_owned(), level: codec.level(), semantics }
     }
 }
 
@@ -134,6 +146,7 @@ impl TryFrom<ColumnRecord> for Column {
         let ColumnRecord { name, dtype, shape, codec, level, semantics } = record;
         let parsed = match level {
             None => Codec::None,
+            Some(level) if codec == "zstd" => Codec::Zstd { level },
             Some(level) => Codec::ShuffleZstd { level },
         };
         if codec != parsed.name(dtype) {
@@ -152,9 +165,11 @@ impl TryFrom<ColumnRecord> for Column {
 pub struct Schema {
     /// At least one, at most 64.
     pub columns: Vec<Column>,
-    /// Samples in every block but the last of a shard, 1..=65,536; 64 makes a byte plane of `[4, 32, 32]` two zstd blocks of 128 KiB.
+    /// Samples in every block but the last of a shard, 1..=65,536; 64 makes a byte plane of `[4, 32, 32]` two zstd
+    /// blocks of 128 KiB.
     pub block_samples: u32,
-    /// Latents for the network are `(z - shift_factor) * scaling_factor`. Finite, not 0; 0.18215 for the Stable Diffusion autoencoder.
+    /// Latents for the network are `(z - shift_factor) * scaling_factor`. Finite, not 0; 0.18215 for the Stable
+    /// Diffusion autoencoder.
     pub scaling_factor: f64,
     /// See `scaling_factor`. Finite.
     pub shift_factor: f64,
@@ -171,7 +186,8 @@ impl Schema {
     /// [`ShardError::Field`] with the field, the allowed values and the value found.
     pub fn check(&self, path: &Path) -> Result<(), ShardError> {
         let wrong = |field: String, expected: String, got: String| {
-            Err(ShardError::Field { path: path.to_owned(), field: format!("schema.{field}"), expected, got })
+            let (field, got) = (format!("schema.{field}"), error::excerpt(&got));
+            Err(ShardError::Field { path: path.to_owned(), field, expected, got })
         };
         if self.columns.is_empty() || self.columns.len() > MAX_COLUMNS {
             return wrong("columns".into(), format!("1 to {MAX_COLUMNS} columns"), self.columns.len().to_string());
@@ -203,7 +219,7 @@ impl Schema {
                     format!("{:?}", column.shape),
                 );
             }
-            if let Codec::ShuffleZstd { level } = column.codec
+            if let Some(level) = column.codec.level()
                 && !(1..=19).contains(&level)
             {
                 return wrong(field("level"), "1 to 19".into(), level.to_string());
@@ -272,8 +288,7 @@ impl Header {
         // Without effect unless some crate of the build turns on serde_json's `preserve_order`: then the order in
         // which a caller filled nested objects would otherwise reach the bytes.
         sorted.provenance.values_mut().for_each(serde_json::Value::sort_all_objects);
-        let mut bytes = serde_json::to_vec(&sorted)
-            .map_err(|error| ShardError::Json { path: path.to_owned(), reason: error.to_string() })?;
+        let mut bytes = serde_json::to_vec(&sorted).map_err(|reason| error::json(path, &reason))?;
         let end = (PREFIX_LEN + bytes.len()).next_multiple_of(layout::ALIGNMENT);
         bytes.resize(end - PREFIX_LEN, b' ');
         if bytes.len() > MAX_HEADER_LEN {
@@ -289,8 +304,7 @@ impl Header {
 
     /// Parses and checks a header.
     pub(crate) fn from_bytes(path: &Path, bytes: &[u8]) -> Result<Self, ShardError> {
-        let header: Self = serde_json::from_slice(bytes)
-            .map_err(|error| ShardError::Json { path: path.to_owned(), reason: error.to_string() })?;
+        let header: Self = serde_json::from_slice(bytes).map_err(|reason| error::json(path, &reason))?;
         header.check(path)?;
         Ok(header)
     }
@@ -303,7 +317,7 @@ pub(crate) fn check_format(path: &Path, format: &str, expected: &str, version: u
             path: path.to_owned(),
             field: "format".into(),
             expected: format!("{expected:?}"),
-            got: format!("{format:?}"),
+            got: error::excerpt(&format!("{format:?}")),
         });
     }
     if version != layout::VERSION {
@@ -374,8 +388,9 @@ mod tests {
 
     #[test]
     fn a_codec_that_does_not_fit_the_dtype_is_refused() {
+        const WITH_LEVEL: &str = r#","level":1"#;
         for (codec, level) in
-            [("shuffle4+zstd", ",\"level\":1"), ("shuffle2+zstd", ""), ("none", ",\"level\":1"), ("lz4", "")]
+            [("shuffle4+zstd", WITH_LEVEL), ("shuffle2+zstd", ""), ("zstd", ""), ("none", WITH_LEVEL), ("lz4", "")]
         {
             let json =
                 format!(r#"{{"name":"a","dtype":"f16","shape":[],"codec":"{codec}"{level},"semantics":"sample"}}"#);
@@ -394,7 +409,7 @@ mod tests {
 
     #[test]
     fn every_field_of_a_schema_is_checked_and_named() {
-        let cases: [(&str, Spoil); 14] = [
+        let cases: [(&str, Spoil); 15] = [
             ("schema.columns", |s| s.columns.clear()),
             ("schema.columns", |s| s.columns = vec![column(); 65]),
             ("schema.block_samples", |s| s.block_samples = 0),
@@ -405,6 +420,7 @@ mod tests {
             ("schema.columns[0].shape", |s| s.columns[0].shape = vec![4, 0, 32]),
             ("schema.columns[0].shape", |s| s.columns[0].shape = vec![u32::MAX; 8]),
             ("schema.columns[0].level", |s| s.columns[0].codec = Codec::ShuffleZstd { level: 0 }),
+            ("schema.columns[0].level", |s| s.columns[0].codec = Codec::Zstd { level: 20 }),
             ("schema.scaling_factor", |s| s.scaling_factor = 0.0),
             ("schema.scaling_factor", |s| s.scaling_factor = f64::NAN),
             ("schema.shift_factor", |s| s.shift_factor = f64::INFINITY),

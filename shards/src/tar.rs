@@ -1,23 +1,24 @@
 //! An index of a WebDataset tar: where each sample lies, without reading the images.
 //!
 //! A WebDataset tar is a plain tar of files named `key.extension`; files that follow one another and share the key are
-//! a sample, here an image (`jpg`, `jpeg` or `png`) and its class (`cls`, a decimal number), in any order, and whatever else. This
-//! module reads the headers, and the few bytes of each `cls`, and gives for every sample the bytes of the tar that hold it. So sample
-//! i is found without reading what is before it, and the images themselves are left to whoever decodes them.
+//! a sample, here an image (`jpg`, `jpeg` or `png`) and its class (`cls`, a decimal number), in any order, and whatever
+//! else. This module reads the headers, and the few bytes of each `cls`, and gives for every sample the bytes of the
+//! tar that hold it. So sample i is found without reading what is before it, and the images themselves are left to
+//! whoever decodes them.
 //!
 //! **Formats.** v7, ustar with prefix, GNU (long names, base-256 sizes) and PAX (`path` and `size` of extended headers; global headers are
 //! passed over). Every header's checksum is verified. Folders, links and other types are passed over and counted, sparse
 //! files are refused. A tar may end without the two zero blocks where a member ends, as GNU tar accepts it too.
 //!
 //! **Grouping** is WebDataset's: the key is the path up to the first dot of the base name, the extension is the rest in lower case. Files
-//! without an extension, and files with a component that begins with a dot or with `__` (`._x.jpg` and `__MACOSX` of macOS, `__meta__`), are passed
-//! over and counted; they do not separate what is on either side of them.
+//! without an extension, and files with a component that begins with a dot or with `__` (`._x.jpg` and `__MACOSX` of
+//! macOS, `__meta__`), are passed over and counted; they do not separate what is on either side of them.
 //!
 //! **Not here**: compressed tars, in which nothing can be found by position, and streams that cannot seek.
 //!
-//! A size that a header declares is compared with the length of the file before it is used, names and extended headers are at most 1 MiB,
-//! and a sample is remembered with its key alone, so memory is bounded by the length of the file: about 100 bytes and the
-//! key for each sample, which takes at least 2,048 bytes of the tar.
+//! A size that a header declares is compared with the length of the file before it is used, names and extended headers
+//! are at most 1 MiB, and a sample is remembered with its key alone, so memory is bounded by the length of the file:
+//! about 100 bytes and the key for each sample, which takes at least 2,048 bytes of the tar.
 
 mod error;
 mod header;
@@ -58,6 +59,9 @@ pub struct TarSample {
     pub range: Range<u64>,
     /// Full name of the member with the image.
     pub image: String,
+    /// Bytes of the tar that hold this member: from its first header, with the long name before it, to the end of its
+    /// padding.
+    pub image_range: Range<u64>,
     /// Class index, 0 or more.
     pub label: i32,
 }
@@ -276,7 +280,7 @@ struct Grouping {
 struct Open {
     key: String,
     range: Range<u64>,
-    image: Option<String>,
+    image: Option<(String, Range<u64>)>,
     label: Option<i32>,
 }
 
@@ -305,7 +309,7 @@ impl Grouping {
         let error = |fault| Err(reader.error(start, fault));
         match extension.to_ascii_lowercase().as_str() {
             "jpg" | "jpeg" | "png" => {
-                if let Some(first) = open.image.replace(name.clone()) {
+                if let Some((first, _)) = open.image.replace((name.clone(), start..end)) {
                     return error(TarFault::TwoImages { key: key.to_owned(), first, second: name });
                 }
             }
@@ -327,9 +331,9 @@ impl Grouping {
     fn close<R: Read + Seek>(&mut self, reader: &Reader<'_, R>) -> Result<(), TarError> {
         let Some(Open { key, range, image, label }) = self.open.take() else { return Ok(()) };
         let start = range.start;
-        let Some(image) = image else { return Err(reader.error(start, TarFault::NoImage { key })) };
+        let Some((image, image_range)) = image else { return Err(reader.error(start, TarFault::NoImage { key })) };
         let Some(label) = label else { return Err(reader.error(start, TarFault::NoLabel { key })) };
-        self.samples.push(TarSample { key, range, image, label });
+        self.samples.push(TarSample { key, range, image, image_range, label });
         Ok(())
     }
 

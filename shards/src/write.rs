@@ -1,7 +1,7 @@
 //! Writing one shard, block by block.
 //!
-//! No list of files, no pixels, no threads: the caller brings raw little-endian bytes in order, and the same calls give the
-//! same file, byte for byte, with one version of zstd.
+//! No list of files, no pixels, no threads: the caller brings raw little-endian bytes in order, and the same calls give
+//! the same file, byte for byte, with one version of zstd.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -15,7 +15,7 @@ use crate::atomic::{self, AtomicFile, Existing};
 use crate::codec::Deflater;
 use crate::error::ShardError;
 use crate::footer::{Footer, Frame};
-use crate::layout::{FOOTER_OFF_AT, MAX_KEY_LEN, MAX_KEYS_LEN, MAX_SAMPLES, Prefix, Tail};
+use crate::layout::{FOOTER_OFF_AT, MAX_FRAMES, MAX_KEY_LEN, MAX_KEYS_LEN, MAX_SAMPLES, Prefix, Tail};
 use crate::schema::Header;
 
 /// What is known of a sample besides its latents.
@@ -58,8 +58,8 @@ pub struct ShardEntry {
     pub xxh3: u64,
 }
 
-/// Writes one shard. The file appears under its name when [`ShardWriter::finish`] returns; dropping the writer before that
-/// leaves nothing behind.
+/// Writes one shard. The file appears under its name when [`ShardWriter::finish`] returns; dropping the writer before
+/// that leaves nothing behind.
 pub struct ShardWriter {
     out: AtomicFile,
     header: Header,
@@ -84,7 +84,8 @@ impl fmt::Debug for ShardWriter {
 }
 
 impl ShardWriter {
-    /// Begins the shard `path` as `path.tmp` and writes its header. The folder must exist; a `.tmp` that a crash left is replaced.
+    /// Begins the shard `path` as `path.tmp` and writes its header. The folder must exist; a `.tmp` that a crash left
+    /// is replaced.
     ///
     /// # Errors
     /// [`ShardError::Exists`], [`ShardError::Busy`], [`ShardError::Io`], or what [`Header::check`] finds.
@@ -111,12 +112,12 @@ impl ShardWriter {
         Ok(writer)
     }
 
-    /// Appends one block: `columns[c]` holds `samples.len()` samples of column `c`, raw and little-endian, one sample after
-    /// the other. Every block but the last has `block_samples` samples.
+    /// Appends one block: `columns[c]` holds `samples.len()` samples of column `c`, raw and little-endian, one sample
+    /// after the other. Every block but the last has `block_samples` samples.
     ///
     /// # Errors
-    /// [`ShardError::BlockColumns`], [`ShardError::BlockSamples`], [`ShardError::BufferLength`], [`ShardError::TooLarge`],
-    /// [`ShardError::Io`]. After an error the writer accepts nothing more.
+    /// [`ShardError::BlockColumns`], [`ShardError::BlockSamples`], [`ShardError::BufferLength`],
+    /// [`ShardError::TooLarge`], [`ShardError::Io`]. After an error the writer accepts nothing more.
     pub fn write_block(&mut self, columns: &[&[u8]], samples: &[SampleMeta<'_>]) -> Result<(), ShardError> {
         self.begin()?;
         self.check_block(columns, samples)?;
@@ -207,6 +208,7 @@ impl ShardWriter {
         };
         let total = self.footer.labels.len() + samples.len();
         too_large("the number of samples".into(), MAX_SAMPLES as usize, total)?;
+        too_large("the number of frames".into(), MAX_FRAMES, (block + 1) * schema.columns.len())?;
         for (i, sample) in samples.iter().enumerate() {
             let number = self.footer.labels.len() + i;
             too_large(format!("the length of the key of sample {number}"), MAX_KEY_LEN, sample.key.len())?;

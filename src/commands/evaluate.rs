@@ -12,7 +12,7 @@ use serde::Serialize;
 use stages::device::cores;
 use stages::encode::crop::{AdmCrop, Resize};
 use stages::encode::decode::Decode;
-use stages::encode::list::{ImageList, ListImages};
+use stages::encode::list::{ImageList, ListImages, Numbering};
 use stages::evaluate::neighbours::{
     Accuracy, CollectNearest, CollectPictures, Distances, FindNearest, Nearest, Neighbourhood, Pictures, QUERY_BLOCK,
     QueryBlocks, SIDE, chance, class_accuracy,
@@ -134,7 +134,7 @@ pub(crate) fn evaluate(args: &EvaluateArgs, runtime: &Runtime) -> Result<Option<
 
 /// Lists a tree of real images, which must have every class that has samples; it may have others.
 fn real_images(flag: &str, folder: &Path, samples: &SampleList) -> Result<ImageList> {
-    let list = ImageList::scan(folder)?;
+    let list = ImageList::scan(folder, Numbering::Folders)?;
     let sampled = samples.sampled_classes();
     let missing: Vec<_> = sampled.iter().filter(|class| !list.classes().iter().any(|known| known == *class)).collect();
     let place = folder.display();
@@ -160,7 +160,7 @@ fn read(folder: &Path, list: ImageList, runtime: &Runtime) -> Result<Option<Arc<
     let (count, classes) = (list.len(), list.classes().to_vec());
     let (folder, mut progress) = (folder.display().to_string(), Progress::new("reading", count as u64));
     #[rustfmt::skip]
-    let finished = Flow::from(ListImages::starting_at(list, 0))        // -> ImageRef
+    let finished = Flow::from(ListImages::all(list))        // -> ImageRef
         .then(Decode::skipping).workers(cores())                       // -> Decoded  u8 [H, W, 3]
         .depth(1) // whole pictures, as in `pipeline encode`
         .then(AdmCrop::to(SIDE, Resize::Exact)).workers(cores())       // -> Decoded  u8 [32, 32, 3]

@@ -1,69 +1,95 @@
-//! `pipeline inspect`: what an encoded dataset holds.
+//! `pipeline inspect`: what a dataset holds. What is wrong with it, `pipeline verify` says.
 
-use std::path::PathBuf;
+mod summary;
 
-use anyhow::Result;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Result, bail};
 use clap::Args;
-use serde_json::json;
+use pipeline::{Flow, Runtime};
 use shards::{Dataset, Io};
+use stages::device::parse_devices;
+use stages::encode::list::wnids;
+use stages::exchange::preview::{LabelledGrid, RandomSamples, stored_scaling};
+use stages::sample::decode::DecodeLatents;
 
+use self::summary::{Record, Summary};
+use super::sample::autoencoder;
 use crate::exit::Outcome;
+use crate::show;
 
-/// Show what an encoded dataset holds; every shard's index is checked, and with --all every byte.
+/// Pictures on a preview: more are no preview, and all are held in memory.
+const MOST_PICTURES: usize = 400;
+
+/// Show what a dataset holds: counts, sizes, where it comes from, classes, statistics.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct InspectArgs {
-    /// Dataset that `pipeline encode` wrote
+    /// Dataset that `pipeline encode` or `pipeline import` wrote
     #[arg(value_name = "DATA")]
     pub(crate) data: PathBuf,
-    /// Read and check every byte
-    #[arg(long)]
-    pub(crate) all: bool,
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+    /// Show sample N of the dataset's order, from 0, too
+    #[arg(long, value_name = "N")]
+    pub(crate) sample: Option<usize>,
+    /// Decode random samples to a PNG file, each above the name of its class
+    #[arg(long, value_name = "PNG")]
+    pub(crate) preview: Option<PathBuf>,
+    /// How many samples to decode
+    #[arg(long, value_name = "N", default_value_t = 16, requires = "preview")]
+    pub(crate) count: usize,
+    /// Which samples to decode
+    #[arg(long, value_name = "S", default_value_t = 0, requires = "preview")]
+    pub(crate) seed: u64,
+    /// Autoencoder that decodes: tiny, or a diffusers directory [default: the one that made the dataset]
+    #[arg(long, value_name = "VAE", requires = "preview")]
+    pub(crate) vae: Option<String>,
+    /// auto, cpu or cuda:0
+    #[arg(long, default_value = "auto", requires = "preview")]
+    pub(crate) devices: String,
 }
 
-pub(crate) fn run(args: &InspectArgs) -> Result<Outcome> {
-    let dataset = Dataset::open(&args.data, Io::Auto)?;
+pub(crate) fn run(args: &InspectArgs, runtime: &Runtime) -> Result<Outcome> {
+    let dataset = Arc::new(Dataset::open(&args.data, Io::Auto)?);
+    let mut summary = Summary::of(&dataset);
+    if let Some(sample) = args.sample {
+        summary.sample = Some(Record::read(&dataset, sample)?);
+    }
+    match args.json {
+        true => show::result(&serde_json::to_string(&summary)?),
+        false => show::result(&summary.to_string()),
+    }
+    match &args.preview {
+        Some(path) => preview(args, &dataset, path, runtime),
+        None => Ok(Outcome::Done),
+    }
+}
+
+fn preview(args: &InspectArgs, dataset: &Arc<Dataset>, path: &Path, runtime: &Runtime) -> Result<Outcome> {
+    if !(1..=MOST_PICTURES).contains(&args.count) {
+        bail!("--count {} must be from 1 to {MOST_PICTURES}", args.count);
+    }
     let manifest = &dataset.manifest;
-    let mut per_class = vec![0u64; manifest.classes.len()];
-    for shard in &dataset.shards {
-        if args.all {
-            shard.verify()?;
-        }
-        for &label in shard.labels() {
-            if let Some(count) = usize::try_from(label).ok().and_then(|label| per_class.get_mut(label)) {
-                *count += 1;
-            }
-        }
+    let recorded = |key: &str| {
+        let value = manifest.provenance.get("vae").and_then(|vae| vae.get(key)?.as_str());
+        value.unwrap_or_default()
+    };
+    let (vae, _) = autoencoder(args.vae.as_deref(), recorded("name"), recorded("weights_xxh3"))?;
+    let devices = parse_devices(&args.devices)?;
+    let scaling = stored_scaling(&manifest.schema);
+
+    let names: Vec<String> = manifest.classes.iter().map(|class| wnids::readable(class).to_owned()).collect();
+    #[rustfmt::skip]
+    let finished = Flow::from(RandomSamples::of(dataset, args.count, args.seed)?) // -> SampleLatents  f32 [1, C, h, w]
+        .then(DecodeLatents::on(vae, devices, scaling))                           // -> SamplePixels   u8 [1, 3, H, W]
+        .into(LabelledGrid::create(path, &names))
+        .run(runtime)?;
+
+    if finished.interrupted {
+        return Ok(Outcome::Interrupted("stopped; no preview was written, run the same command again".to_owned()));
     }
-    if args.json {
-        let object = json!({
-            "samples": manifest.samples,
-            "shards": manifest.shards.len(),
-            "hash": format!("{:016x}", dataset.hash()),
-            "classes": manifest.classes,
-            "samples_per_class": per_class,
-            "schema": manifest.schema,
-            "skipped": manifest.skipped,
-            "verified": args.all,
-        });
-        println!("{object}");
-        return Ok(Outcome::Done);
-    }
-    println!("{} samples in {} shards, hash {:016x}", manifest.samples, manifest.shards.len(), dataset.hash());
-    for column in &manifest.schema.columns {
-        println!("column {:<8} {:?} {:?}", column.name, column.dtype, column.shape);
-    }
-    println!("scaling factor {}, shift {}", manifest.schema.scaling_factor, manifest.schema.shift_factor);
-    for (class, count) in manifest.classes.iter().zip(per_class) {
-        println!("class {class:<24} {count}");
-    }
-    if !manifest.skipped.is_empty() {
-        println!("{} files were skipped when it was encoded", manifest.skipped.len());
-    }
-    if args.all {
-        println!("every byte agrees with its checksum");
-    }
+    show::say(&format!("{} of {} samples are decoded in {}", finished.output, dataset.len(), path.display()));
     Ok(Outcome::Done)
 }

@@ -1,8 +1,12 @@
 //! One file a subcommand: its arguments, and `run`, which reads as a list of stages.
 
+pub(crate) mod bench;
 pub(crate) mod demo;
 pub(crate) mod encode;
 pub(crate) mod evaluate;
+pub(crate) mod export;
+pub(crate) mod import;
 pub(crate) mod inspect;
 pub(crate) mod sample;
 pub(crate) mod train;
+pub(crate) mod verify;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use pipeline::{Flow, Runtime};
 use serde::Serialize;
-use stages::device::{parse_devices, parse_precision};
+use stages::device::{Device, Kind, parse_devices, parse_precision};
 use stages::load::feed::Scaling;
 use stages::method::layout::layout;
 use stages::method::sampler::{Guidance, Integrator};
@@ -114,7 +114,7 @@ pub(crate) fn run(args: &SampleArgs, runtime: &Runtime) -> Result<Ended> {
     let settings = settings(args)?;
     let devices = parse_devices(&args.devices)?;
     let kind = parse_precision(&args.precision, devices[0])?;
-    let (vae, vae_name) = autoencoder(args, &config)?;
+    let (vae, vae_name) = autoencoder(args.vae.as_deref(), &config.data.vae, &config.data.vae_xxh3)?;
 
     let average = checkpoint::load_average(&path, &layout(&config.model, &latent))?;
     let weights = Weights::new(config.model, latent, &average);
@@ -183,24 +183,23 @@ fn classes(args: &SampleArgs, known: i64) -> Result<Vec<i64>> {
     Ok(if args.classes.is_empty() { (0..known).collect() } else { args.classes.clone() })
 }
 
-/// The autoencoder of --vae, or else the one that made the training data, which must be the very same.
-fn autoencoder(args: &SampleArgs, config: &RunConfig) -> Result<(VaeChoice, String)> {
-    if let Some(name) = &args.vae {
-        return Ok((VaeChoice::parse(name)?, name.clone()));
+/// The autoencoder of --vae, or else the one that made the data, which must be the very same: `name` and `wanted` are
+/// what the data record of it, its name and the xxh3 of its weights.
+pub(crate) fn autoencoder(vae: Option<&str>, name: &str, wanted: &str) -> Result<(VaeChoice, String)> {
+    if let Some(name) = vae {
+        return Ok((VaeChoice::parse(name)?, name.to_owned()));
     }
-    let (name, wanted) = (&config.data.vae, &config.data.vae_xxh3);
     if name.is_empty() {
-        bail!("the training data do not say which autoencoder made them; name it with --vae");
+        bail!("the data do not say which autoencoder made them; name it with --vae");
     }
-    let choice = VaeChoice::parse(name).context("the autoencoder of the training data; name one with --vae")?;
-    let found = format!("{:016x}", choice.open(parse_devices("cpu")?[0])?.identity().weights_xxh3);
-    if found != *wanted {
+    let choice = VaeChoice::parse(name).context("the autoencoder of the data; name one with --vae")?;
+    let found = format!("{:016x}", choice.open(Device::Cpu, Kind::Float)?.identity().weights_xxh3);
+    if found != wanted {
         bail!(
-            "{name} holds other weights ({found}) than made the training data ({wanted}); name the right autoencoder \
-             with --vae"
+            "{name} holds other weights ({found}) than made the data ({wanted}); name the right autoencoder with --vae"
         );
     }
-    Ok((choice, name.clone()))
+    Ok((choice, name.to_owned()))
 }
 
 fn settings(args: &SampleArgs) -> Result<SampleSettings> {

@@ -26,7 +26,7 @@ use crate::show::{self, Progress};
 /// Train a diffusion transformer on an encoded dataset. An existing run continues where it stopped.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct TrainArgs {
-    /// Dataset that `pipeline encode` wrote
+    /// Dataset that `pipeline encode` or `pipeline import` wrote
     #[arg(long, value_name = "DIR")]
     pub(crate) data: PathBuf,
     /// Run directory: configuration, metrics and checkpoints; one that exists is continued

@@ -76,7 +76,7 @@ fn main() -> Result<(), Failure> {
     config.shift_factor = Some(0.0);
     std::fs::write(options.out.join("config.json"), serde_json::to_string_pretty(&config)? + "\n")?;
 
-    let net = AutoencoderKl::open(&options.out, Device::Cpu)?;
+    let net = AutoencoderKl::open(&options.out, "trained", Device::Cpu, Kind::Float)?;
     let readme = measure::readme(&net, &options, count, minutes)?;
     println!("{readme}");
     std::fs::write(options.out.join("README.md"), readme)?;

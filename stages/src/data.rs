@@ -11,6 +11,8 @@
 //! Two words are kept apart everywhere: *moments* are the posterior of the autoencoder (mean and log-variance,
 //! unscaled, as stored), a *latent* is a draw from it times the scaling factor (what the network sees).
 
+use std::fmt;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -24,16 +26,41 @@ use crate::load::plan::Window;
 /// Where one image is, before anything is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageRef {
-    /// Position in the dataset's order (after the seeded permutation), from 0: decides shard and block.
+    /// Position in the dataset's order (for folders after the seeded permutation), from 0: decides shard and block.
     pub position: u64,
-    /// Index in the source's own order (files sorted by path), from 0.
+    /// Index in the source's own order (files sorted by path, tars as they lie), from 0.
     pub source_index: u32,
     /// Name within the source, for example `n01440764/n01440764_10026.JPEG`.
     pub key: String,
     /// Class index, from 0.
     pub label: i32,
-    /// The file to read.
-    pub path: PathBuf,
+    /// Where its bytes are.
+    pub place: Place,
+}
+
+/// Where the bytes of an image are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// A file of its own.
+    File(PathBuf),
+    /// A member of a tar.
+    Member {
+        /// The tar.
+        tar: Arc<PathBuf>,
+        /// Bytes of the tar that hold the member: headers, content, padding.
+        range: Range<u64>,
+        /// Name of the image in the tar.
+        name: String,
+    },
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Member { tar, name, .. } => write!(f, "{}: {name}", tar.display()),
+        }
+    }
 }
 
 /// One decoded image: u8 RGB, 0..=255, interleaved `[height, width, 3]`.
@@ -68,7 +95,7 @@ pub enum Decoded {
     },
 }
 
-/// Cropped images of one block, in order: u8 0..=255, planar `[B, 3, size, size]`.
+/// Cropped images that the autoencoder is given at once, in order: u8 0..=255, planar `[B, 3, size, size]`.
 #[derive(Debug)]
 pub struct PixelBatch {
     /// One entry for each row of `pixels`.
@@ -77,22 +104,22 @@ pub struct PixelBatch {
     pub flags: Vec<u8>,
     /// `[B, 3, size, size]`.
     pub pixels: Array4<u8>,
-    /// Files of this block that were skipped, with the reason.
+    /// Files between these images that were skipped, with the reason.
     pub skipped: Vec<(ImageRef, String)>,
 }
 
-/// The posteriors of one block of images, unscaled: f16 `[B, C, h, w]` each.
+/// The posteriors of the images of one [`PixelBatch`], unscaled.
 #[derive(Debug)]
 pub struct MomentsBatch {
     /// One entry for each row.
     pub images: Vec<ImageRef>,
     /// One entry for each row: bits of [`flags`].
     pub flags: Vec<u8>,
-    /// Posterior mean.
-    pub mean: Array4<f16>,
-    /// Posterior log-variance, clamped to [-30, 20].
-    pub logvar: Array4<f16>,
-    /// Files of this block that were skipped, with the reason.
+    /// The little-endian values of each column of the dataset, in the order and dtype of its schema, sample after
+    /// sample: of an encode f16 `[B, C, h, w]`, means and log-variances clamped to [-30, 20]
+    /// ([`Store::columns`](crate::encode::store::Store::columns)). Empty where there are no images.
+    pub columns: Vec<Vec<u8>>,
+    /// Files between these images that were skipped, with the reason.
     pub skipped: Vec<(ImageRef, String)>,
 }
 
@@ -153,7 +180,8 @@ pub struct HostBatch {
 /// What the network is trained on: latents on the device.
 #[derive(Debug)]
 pub struct LatentBatch {
-    /// f32 `[B, C, h, w]`, a draw from the posterior times the scaling factor: about unit variance. This is x_* of the paper.
+    /// f32 `[B, C, h, w]`, a draw from the posterior times the scaling factor: about unit variance. This is x_* of the
+    /// paper.
     pub latents: Tensor,
     /// i64 `[B]`, class indices in `0..classes`.
     pub labels: Tensor,

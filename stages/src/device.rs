@@ -6,7 +6,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use tch::{Cuda, Device, Kind};
+use tch::Cuda;
+pub use tch::{Device, Kind};
 
 use crate::native::open_library;
 
@@ -84,13 +85,16 @@ pub fn parse_precision(text: &str, device: Device) -> Result<Kind, DeviceError> 
     }
 }
 
-/// The kind of processor that computes, as far as it decides roundings: `cuda`, or the CPU's widest vector instructions.
-pub fn arithmetic(device: Device) -> String {
+/// The kind of processor that computes in `kind`, as far as it decides roundings: `cuda` (which does not name the
+/// model), or the CPU's widest vector instructions, for bf16 those that multiply it.
+pub fn arithmetic(device: Device, kind: Kind) -> String {
     if device != Device::Cpu {
         return "cuda".to_owned();
     }
     #[cfg(target_arch = "x86_64")]
     let vectors = match () {
+        // AMX comes with these; which of the two oneDNN takes is the processor's affair.
+        () if kind == Kind::BFloat16 && std::arch::is_x86_feature_detected!("avx512bf16") => "avx512-bf16",
         () if std::arch::is_x86_feature_detected!("avx512f") => "avx512",
         () if std::arch::is_x86_feature_detected!("avx2") => "avx2",
         () => "sse",
@@ -103,7 +107,7 @@ pub fn arithmetic(device: Device) -> String {
 /// What decides the bits of a training run besides its configuration: processor, dtype and intra-op threads.
 pub fn training_arithmetic(device: Device, kind: Kind) -> String {
     let threads = if device.is_cuda() { String::new() } else { format!(", {} threads", tch::get_num_threads()) };
-    format!("{}, {kind:?}{threads}", arithmetic(device))
+    format!("{}, {kind:?}{threads}", arithmetic(device, kind))
 }
 
 fn load_cuda() -> Result<(), DeviceError> {

@@ -6,6 +6,7 @@ pub mod data;
 pub mod device;
 pub mod encode;
 pub mod evaluate;
+pub mod exchange;
 pub mod load;
 pub mod method;
 pub mod native;

@@ -1,7 +1,7 @@
 //! One 512-byte header of a tar, and the records of a PAX extended header: bytes in, fields out.
 //!
-//! POSIX.1-2017 `pax` describes both; the base-256 numbers and the types `L`, `K` and `S` are GNU's. Fields that do not help to
-//! find a member (owner, mode, time, link target) are not read.
+//! POSIX.1-2017 `pax` describes both; the base-256 numbers and the types `L`, `K` and `S` are GNU's. Fields that do not
+//! help to find a member (owner, mode, time, link target) are not read.
 
 use std::ops::Range;
 
@@ -58,7 +58,8 @@ impl Header {
         self.0.iter().all(|byte| *byte == 0)
     }
 
-    /// Compares the checksum: the sum of the bytes with the field itself as spaces. Some old writers summed signed bytes.
+    /// Compares the checksum: the sum of the bytes with the field itself as spaces. Some old writers summed signed
+    /// bytes.
     pub(super) fn verify(&self) -> Result<(), BadChecksum> {
         let stored = octal(&self.0[CHECKSUM]).ok_or(BadChecksum::NotANumber)?;
         let (mut unsigned, mut signed) = (0_u64, 0_i64);

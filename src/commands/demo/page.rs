@@ -9,7 +9,7 @@ use pipeline::{Flow, Runtime};
 use serde::Serialize;
 use stages::encode::crop::{AdmCrop, Resize};
 use stages::encode::decode::Decode;
-use stages::encode::list::{ImageList, ListImages};
+use stages::encode::list::{ImageList, ListImages, Numbering};
 use stages::evaluate::neighbours::{Accuracy, Distances};
 use stages::nets::autoencoder::VaeChoice;
 use stages::procedural;
@@ -170,7 +170,7 @@ fn parts(lines: &[Vec<String>], records: &[PartRecord]) -> Vec<Part> {
 
 /// The pictures in the order of their numbers: balanced labels put the classes one after the other.
 fn samples(args: &DemoArgs, places: &Places) -> Result<Vec<SampleRow>> {
-    let classes = ImageList::scan(&places.train)?.classes().to_vec();
+    let classes = ImageList::scan(&places.train, Numbering::Folders)?.classes().to_vec();
     let mut rows = Vec::new();
     for (class, name) in (0..).zip(classes) {
         let numbers = class * args.samples_per_class..(class + 1) * args.samples_per_class;
@@ -186,10 +186,10 @@ fn picture(path: &std::path::Path) -> Result<RgbImage> {
 
 /// The first held-out image of each class, and what the autoencoder makes of it.
 fn reconstructions(places: &Places, runtime: &Runtime) -> Result<Option<Vec<Reconstruction>>> {
-    let list = ImageList::scan(&places.held_out)?.first_of_each_class();
+    let list = ImageList::scan(&places.held_out, Numbering::Folders)?.first_of_each_class();
     let classes = list.classes().to_vec();
     #[rustfmt::skip]
-    let finished = Flow::from(ListImages::starting_at(list, 0))  //   -> ImageRef
+    let finished = Flow::from(ListImages::all(list))  //   -> ImageRef
         .then(Decode::strict)                                    //   -> Decoded         u8 [H, W, 3]
         .then(AdmCrop::to(SIZE, Resize::Exact))                  //   -> Decoded         u8 [S, S, 3]
         .then(Reconstruct::with(VaeChoice::parse("tiny")?))      //   -> Reconstruction

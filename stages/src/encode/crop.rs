@@ -1,10 +1,10 @@
 //! Crops every image to the centre square that published latents were made from.
 //!
-//! The rule is that of ADM (guided-diffusion's `center_crop_arr`), which DiT, SiT and REPA share: halve the image with a
-//! box filter while its shorter side is at least twice the target, bring the shorter side to the target with an
-//! antialiased bicubic filter (images smaller than the target grow), and cut the centre.
-//! [`Resize::Exact`] gives the very bytes that Pillow 12 gives, with AVX2 where the CPU has it (`crop/resample.rs`,
-//! `crop/avx2.rs`). [`Resize::Fast`] follows the same plan through `fast_image_resize`, whose bytes differ (`crop/fast.rs`).
+//! The rule is that of ADM (guided-diffusion's `center_crop_arr`), which DiT, SiT and REPA share: halve the image with
+//! a box filter while its shorter side is at least twice the target, bring the shorter side to the target with an
+//! antialiased bicubic filter (images smaller than the target grow), and cut the centre. [`Resize::Exact`] gives the
+//! very bytes that Pillow 12 gives, with AVX2 where the CPU has it (`crop/resample.rs`, `crop/avx2.rs`).
+//! [`Resize::Fast`] follows the same plan through `fast_image_resize`, whose bytes differ (`crop/fast.rs`).
 //!
 //! Only the rows and columns that the final square needs are ever computed.
 

@@ -36,15 +36,14 @@ mod libjpeg;
 #[cfg(not(feature = "libjpeg"))]
 mod zune;
 
-use std::fs::File;
-use std::io::{self, Cursor, Read};
-use std::path::{Path, PathBuf};
+use std::io::{self, Cursor};
 
 use image::codecs::png::PngDecoder;
-use image::{ColorType, ImageDecoder};
+use image::{ColorType, ImageDecoder, Limits};
 use pipeline::{BoxError, Stage, Worker};
 
-use crate::data::{Decoded, ImageRef, Pixels, flags};
+use super::fetch::{Anywhere, Fetch};
+use crate::data::{Decoded, ImageRef, Pixels, Place, flags};
 
 /// The name under which a dataset records the decoders.
 #[cfg(not(feature = "libjpeg"))]
@@ -57,6 +56,8 @@ pub const DECODERS: &str = "libjpeg-turbo (mozjpeg-sys 2.2) strict, image-0.25 p
 pub const MAX_SIDE: usize = 16_384;
 /// Largest area that is decoded, in pixels: 300 MB as RGB.
 pub const MAX_AREA: usize = 100_000_000;
+/// What a PNG may need beside its pixels, in bytes: rows, texts, colour profiles.
+const MAX_PNG_EXTRAS: u64 = 64 << 20;
 /// Largest file that is read, in bytes.
 pub const MAX_FILE: u64 = 1 << 30;
 
@@ -64,18 +65,13 @@ pub const MAX_FILE: u64 = 1 << 30;
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
     /// The file could not be read. Never skipped: this says something about the disk or the list, not about the image.
-    #[error("{path}: cannot be read: {source}", path = .path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The system's reason.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Read(io::Error),
     /// The file was read, and its content is at fault.
-    #[error("{path}: {fault}; replace or remove the file, or go on without it by --on-error skip", path = .path.display())]
+    #[error("{place}: {fault}; replace or remove the file, or go on without it by --on-error skip")]
     Content {
         /// The file.
-        path: PathBuf,
+        place: Place,
         /// What is wrong.
         fault: ImageFault,
     },
@@ -127,18 +123,25 @@ struct Rgb {
 #[derive(Debug)]
 pub struct Decode {
     skip: bool,
+    fetcher: Anywhere,
     bytes: Vec<u8>,
 }
 
 impl Decode {
     /// Factory: a file that cannot be decoded is an error.
     pub fn strict(_worker: Worker) -> Result<Self, BoxError> {
-        Ok(Self { skip: false, bytes: Vec::new() })
+        Ok(Self::new(false))
     }
 
     /// Factory: a file that cannot be decoded becomes [`Decoded::Skipped`]; one that cannot be read is still an error.
     pub fn skipping(_worker: Worker) -> Result<Self, BoxError> {
-        Ok(Self { skip: true, bytes: Vec::new() })
+        Ok(Self::new(true))
+    }
+}
+
+impl Decode {
+    fn new(skip: bool) -> Self {
+        Self { skip, fetcher: Anywhere::default(), bytes: Vec::new() }
     }
 }
 
@@ -147,7 +150,7 @@ impl Stage for Decode {
     type Out = Decoded;
 
     fn process(&mut self, image: ImageRef) -> Result<Decoded, BoxError> {
-        match read_and_decode(&image.path, &mut self.bytes) {
+        match fetch_and_decode(&image, &mut self.fetcher, &mut self.bytes) {
             Ok(Rgb { width, height, rgb, flags }) => Ok(Decoded::Pixels(Pixels { image, height, width, rgb, flags })),
             Err(DecodeError::Content { fault, .. }) if self.skip => {
                 Ok(Decoded::Skipped { image, reason: fault.to_string() })
@@ -157,20 +160,14 @@ impl Stage for Decode {
     }
 }
 
-fn read_and_decode(path: &Path, bytes: &mut Vec<u8>) -> Result<Rgb, DecodeError> {
-    let read = |bytes: &mut Vec<u8>| -> io::Result<()> {
-        bytes.clear();
-        // One byte above the limit tells a file at the limit from a larger one.
-        File::open(path)?.take(MAX_FILE + 1).read_to_end(bytes)?;
-        Ok(())
-    };
-    read(bytes).map_err(|source| DecodeError::Read { path: path.to_owned(), source })?;
-    decode(bytes).map_err(|fault| DecodeError::Content { path: path.to_owned(), fault })
+fn fetch_and_decode(image: &ImageRef, fetcher: &mut Anywhere, bytes: &mut Vec<u8>) -> Result<Rgb, DecodeError> {
+    fetcher.fetch(image, bytes).map_err(DecodeError::Read)?;
+    decode(bytes).map_err(|fault| DecodeError::Content { place: image.place.clone(), fault })
 }
 
 /// What is wrong with the content of a file; `None` if it can be decoded.
-pub(super) fn fault_of(path: &Path) -> Result<Option<ImageFault>, DecodeError> {
-    match read_and_decode(path, &mut Vec::new()) {
+pub(super) fn fault_of(image: &ImageRef) -> Result<Option<ImageFault>, DecodeError> {
+    match fetch_and_decode(image, &mut Anywhere::default(), &mut Vec::new()) {
         Ok(_) => Ok(None),
         Err(DecodeError::Content { fault, .. }) => Ok(Some(fault)),
         Err(error) => Err(error),
@@ -207,7 +204,10 @@ fn check_size(width: usize, height: usize) -> Result<(), ImageFault> {
 fn decode_png(bytes: &[u8]) -> Result<Rgb, ImageFault> {
     let damaged = |error: image::ImageError| ImageFault::Damaged { format: "PNG", reason: error.to_string() };
     // The decoder expands palettes, bit depths below 8 and colour keys (to an alpha channel).
-    let decoder = PngDecoder::new(Cursor::new(bytes)).map_err(damaged)?;
+    // A colour profile is inflated before the size is known. One that needs more than this is passed over, as all are.
+    let mut limits = Limits::no_limits();
+    limits.max_alloc = Some(MAX_PNG_EXTRAS);
+    let decoder = PngDecoder::with_limits(Cursor::new(bytes), limits).map_err(damaged)?;
     let (width, height) = decoder.dimensions();
     let (width, height) = (width as usize, height as usize);
     check_size(width, height)?;

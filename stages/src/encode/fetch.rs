@@ -1,8 +1,8 @@
 //! Brings the encoded bytes of one image: a file of a folder, or a member of a WebDataset tar.
 //!
-//! The source of a dataset is either; its stage takes whichever implementation of [`Fetch`] fits. Members are read by the `webdataset`
-//! family's tar parser, which is given no more than the bytes of one sample, as [`shards::tar`] found them. The parser
-//! takes sizes from headers alone, so a member whose size stands in a PAX record only (as for 8 GiB and more) is an error.
+//! [`Anywhere`] takes whichever implementation of [`Fetch`] fits. Members are read by the `webdataset` family's tar
+//! parser, which is given no more than the bytes of one sample, as [`shards::tar`] found them. The parser takes sizes
+//! from headers alone, so a member whose size stands in a PAX record only (as for 8 GiB and more) is an error.
 //!
 //! Not here: what the bytes are (`decode`), which images there are (`list`), and how tars are indexed.
 
@@ -17,22 +17,39 @@ use super::decode::MAX_FILE;
 use crate::data::{ImageRef, Place};
 
 /// Most tars that a worker keeps open.
-pub const MAX_OPEN: usize = 4;
+pub(super) const MAX_OPEN: usize = 4;
 
 /// Bytes that are read at a time from a tar: one call to the system brings most images of 256 pixels whole.
 const BUFFER: usize = 64 << 10;
 
 /// A way to the bytes of an image.
-pub trait Fetch {
-    /// Replaces `bytes` with the encoded image: at most [`MAX_FILE`] + 1 bytes, where the last one says that the image is too large.
+pub(super) trait Fetch {
+    /// Replaces `bytes` with the encoded image: at most [`MAX_FILE`] + 1 bytes, where the last one says that the image
+    /// is too large.
     ///
-    /// An error says which place it is about, and has the kind of what caused it.
+    /// The error says which place it is about, and has the kind of what caused it.
     fn fetch(&mut self, image: &ImageRef, bytes: &mut Vec<u8>) -> io::Result<()>;
+}
+
+/// Fetches images from wherever they are.
+#[derive(Debug, Default)]
+pub(super) struct Anywhere {
+    files: Files,
+    members: Members,
+}
+
+impl Fetch for Anywhere {
+    fn fetch(&mut self, image: &ImageRef, bytes: &mut Vec<u8>) -> io::Result<()> {
+        match &image.place {
+            Place::File(_) => self.files.fetch(image, bytes),
+            Place::Member { .. } => self.members.fetch(image, bytes),
+        }
+    }
 }
 
 /// Fetches files of a folder.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Files;
+pub(super) struct Files;
 
 impl Fetch for Files {
     fn fetch(&mut self, image: &ImageRef, bytes: &mut Vec<u8>) -> io::Result<()> {
@@ -45,17 +62,12 @@ impl Fetch for Files {
 
 /// Fetches members of tars, and keeps the last [`MAX_OPEN`] tars open.
 #[derive(Debug, Default)]
-pub struct Members {
+pub(super) struct Members {
     /// The one used last at the end.
     open: Vec<(Arc<PathBuf>, BufReader<File>)>,
 }
 
 impl Members {
-    /// Opens nothing yet.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
     fn tar(&mut self, path: &Arc<PathBuf>) -> io::Result<&mut BufReader<File>> {
         let entry = match self.open.iter().position(|(open, _)| open == path) {
             Some(at) => self.open.remove(at),
@@ -79,29 +91,33 @@ impl Fetch for Members {
         let mut read = || {
             let len = range.end.saturating_sub(range.start);
             if len > MAX_FILE {
-                let reason = format!("the sample has {len} bytes and at most {MAX_FILE} are read; make it smaller");
+                let reason = format!("the member has {len} bytes and at most {MAX_FILE} are read; make it smaller");
                 return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
             }
             let file = self.tar(tar)?;
             file.seek(SeekFrom::Start(range.start))?;
-            for entry in TarEntries::new(file.take(len)) {
-                let entry = entry.map_err(|error| {
-                    let reason = format!("{error}; was the tar changed after it was indexed? encode anew");
-                    io::Error::new(io::ErrorKind::InvalidData, reason)
-                })?;
-                if entry.name == *name {
+            match TarEntries::new(file.take(len)).next() {
+                Some(Ok(entry)) if base(&entry.name) == base(name) => {
                     *bytes = entry.data;
-                    return Ok(());
+                    Ok(())
+                }
+                Some(Err(error)) => {
+                    let reason = format!("{error}; was the tar changed after it was indexed? encode anew");
+                    Err(io::Error::new(io::ErrorKind::InvalidData, reason))
+                }
+                Some(Ok(_)) | None => {
+                    let reason = "no such member where it was; the tar was changed after it was indexed: encode anew";
+                    Err(io::Error::new(io::ErrorKind::NotFound, reason))
                 }
             }
-            let reason = format!(
-                "no such member at byte {}; the tar was changed after it was indexed: encode anew",
-                range.start
-            );
-            Err(io::Error::new(io::ErrorKind::NotFound, reason))
         };
         read().map_err(|source| unreadable(&image.place, &source))
     }
+}
+
+/// Behind the last slash. Parsers differ in what they put before a name, in old kinds of tars.
+fn base(name: &str) -> &str {
+    name.rsplit_once('/').map_or(name, |(_, base)| base)
 }
 
 fn unreadable(place: &Place, source: &io::Error) -> io::Error {
@@ -163,9 +179,9 @@ mod tests {
         let path = Arc::new(dir.path().join("a.tar"));
         write(&path, 200);
         let samples = tar::index(&path).unwrap().samples;
-        let (mut members, mut bytes) = (Members::new(), vec![9; 9]);
+        let (mut members, mut bytes) = (Members::default(), vec![9; 9]);
         for i in (0..200).map(|i| i * 77 % 200) {
-            members.fetch(&member(&path, samples[i].range.clone(), &samples[i].image), &mut bytes).unwrap();
+            members.fetch(&member(&path, samples[i].image_range.clone(), &samples[i].image), &mut bytes).unwrap();
             assert_eq!(bytes, vec![i as u8; i + 1]);
         }
     }
@@ -173,7 +189,7 @@ mod tests {
     #[test]
     fn only_a_few_tars_stay_open() {
         let dir = tempfile::tempdir().unwrap();
-        let mut members = Members::new();
+        let mut members = Members::default();
         let paths: Vec<_> = (0..3 * MAX_OPEN).map(|i| Arc::new(dir.path().join(format!("{i}.tar")))).collect();
         for path in paths.iter().chain(&paths) {
             write(path, 1);
@@ -193,15 +209,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = Arc::new(dir.path().join("a.tar"));
         write(&path, 2);
-        let fetch = |image: &ImageRef| Members::new().fetch(image, &mut Vec::new()).unwrap_err();
+        let fetch = |image: &ImageRef| Members::default().fetch(image, &mut Vec::new()).unwrap_err();
         let missing = Arc::new(dir.path().join("none.tar"));
-        OpenOptions::new().write(true).open(&*path).unwrap().set_len(4000).unwrap();
+        OpenOptions::new().write(true).open(&*path).unwrap().set_len(5600).unwrap();
         let cases = [
             (io::ErrorKind::NotFound, member(&missing, 0..3072, "a/000.png")),
             (io::ErrorKind::NotFound, member(&path, 0..3072, "a/001.png")),
             (io::ErrorKind::NotFound, member(&path, 8192..9000, "a/000.png")),
             (io::ErrorKind::InvalidData, member(&path, 100..3072, "a/000.png")),
-            (io::ErrorKind::InvalidData, member(&path, 3072..6144, "a/001.png")),
+            (io::ErrorKind::InvalidData, member(&path, 5120..6144, "a/001.png")),
             (io::ErrorKind::FileTooLarge, member(&path, 0..MAX_FILE + 1, "a/000.png")),
             (io::ErrorKind::Unsupported, image(Place::File("a.tar: a/000.png".into()))),
         ];

@@ -8,20 +8,22 @@ use half::f16;
 use pipeline::{BoxError, Emit, Flow, FlowError, Interrupt, Regroup, Runtime, Stage, Worker};
 use proptest::prelude::*;
 use safetensors::tensor::{Dtype, TensorView};
-use shards::{Dataset, Io, Scratch};
-use tch::Device;
+use shards::{Codec, Dataset, Io, Scratch};
+use tch::{Device, Kind};
 
 use super::crop::{AdmCrop, Resize};
 use super::decode::Decode;
 use super::gather::{Gather, Layout};
-use super::list::{ImageList, ListImages};
+use super::list::{ImageList, ListImages, Numbering};
+use super::store::Store;
 use super::vae::{VaeEncode, VaeEncodeError, latent_shape};
-use super::write::{Opened, Recipe, Store, WriteError, WriteShards, Written};
-use crate::data::{ImageRef, PixelBatch};
+use super::write::{Opened, Recipe, WriteError, WriteShards, Written};
+use crate::data::{ImageRef, PixelBatch, Place as Where};
 use crate::nets::autoencoder::{AutoencoderConfig, AutoencoderKl, VaeChoice};
 
 const SIZE: usize = 16;
-const LAYOUT: Layout = Layout { block: 3, shard: 6 };
+const LAYOUT: Layout = Layout { batch: 2, block: 3, shard: 6 };
+const STORE: Store = Store { logvar: true, flip: false, codec: Codec::ShuffleZstd { level: 1 } };
 /// Images in the tree of [`Place::new`], of which two cannot be decoded.
 const IMAGES: u64 = 20;
 
@@ -53,7 +55,7 @@ impl Place {
     }
 
     fn list(&self) -> ImageList {
-        ImageList::scan(&self.images()).unwrap().permuted(7)
+        ImageList::scan(&self.images(), Numbering::ImageNet).unwrap().permuted(7)
     }
 
     fn choice(&self) -> VaeChoice {
@@ -84,8 +86,8 @@ impl Place {
     }
 
     fn open(&self, out: &Path, list: &ImageList, seed: u64) -> Result<Opened, WriteError> {
-        let vae = self.choice().open(Device::Cpu).unwrap();
-        let schema = Store::Moments.schema(latent_shape(&vae, SIZE), vae.scaling_factor(), vae.shift_factor(), LAYOUT);
+        let vae = self.choice().open(Device::Cpu, Kind::Float).unwrap();
+        let schema = STORE.schema(latent_shape(&vae, SIZE), vae.scaling_factor(), vae.shift_factor(), LAYOUT);
         let provenance = BTreeMap::from([
             ("seed".to_owned(), seed.into()),
             ("list".to_owned(), format!("{:016x}", list.hash()).into()),
@@ -102,14 +104,14 @@ impl Place {
         };
         let interrupt = Interrupt::default();
         let runtime = Runtime::new(interrupt.clone());
-        let finished = Flow::from(ListImages::starting_at(self.list(), writer.first_position()))
+        let finished = Flow::from(ListImages::at(self.list(), writer.positions()))
             .regroup(InterruptAt { left: interrupt_at, interrupt })
             .then(Decode::skipping)
             .workers(workers)
             .then(AdmCrop::to(SIZE, Resize::Exact))
             .workers(workers)
             .regroup(Gather::new(LAYOUT, SIZE))
-            .then(VaeEncode::on(self.choice(), vec![Device::Cpu], 2))
+            .then(VaeEncode::on(self.choice(), vec![Device::Cpu], Kind::Float, STORE))
             .workers(workers)
             .into(writer)
             .run(&runtime)?;
@@ -148,7 +150,11 @@ fn a_dataset_holds_the_posteriors_of_the_images_in_the_lists_order() {
     let place = Place::new();
     let out = place.folder.path().join("out");
     let written = place.encode(&out, 2, None).unwrap().unwrap();
-    assert_eq!(written, Written { samples: IMAGES - 2, shards: 4, skipped: 2, complete: true });
+    let Written { samples, shards, skipped, complete, logvar, spread } = written;
+    assert_eq!((samples, shards, skipped.len(), complete), (IMAGES - 2, 4, 2, true));
+    let (logvar, spread) = (logvar.unwrap(), spread.unwrap());
+    assert_eq!(logvar.counts.iter().sum::<u64>(), (IMAGES - 2) * 4 * 4 * 4);
+    assert!(spread > 0.01, "{spread}");
 
     let dataset = Dataset::open(&out, Io::Pread).unwrap();
     let manifest = &dataset.manifest;
@@ -158,7 +164,7 @@ fn a_dataset_holds_the_posteriors_of_the_images_in_the_lists_order() {
     let list = place.list();
     let kept: Vec<_> =
         (0..IMAGES).map(|p| list.image(p).unwrap()).filter(|image| !image.key.ends_with("bad.jpg")).collect();
-    let vae = place.choice().open(Device::Cpu).unwrap();
+    let vae = place.choice().open(Device::Cpu, Kind::Float).unwrap();
     let mut at = 0;
     let (mut scratch, mut values) = (Scratch::new(), Vec::new());
     for shard in &dataset.shards {
@@ -186,13 +192,20 @@ fn a_dataset_holds_the_posteriors_of_the_images_in_the_lists_order() {
     let channel: Vec<f64> = values.chunks(16).skip(1).step_by(4).flatten().map(|v| v.to_f64()).collect();
     let mean = channel.iter().sum::<f64>() / channel.len() as f64;
     let variance = channel.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / channel.len() as f64;
-    assert!((manifest.stats[1].mean - mean).abs() < 1e-12);
-    assert!((manifest.stats[1].std - variance.sqrt()).abs() < 1e-9);
+    assert!((manifest.stats["mean"][1].mean - mean).abs() < 1e-12);
+    assert!((manifest.stats["mean"][1].std - variance.sqrt()).abs() < 1e-9);
     assert!(variance > 1e-4, "a constant channel would make the comparison empty");
 }
 
+fn file(image: &ImageRef) -> &Path {
+    match &image.place {
+        Where::File(path) => path,
+        Where::Member { .. } => panic!("not a file"),
+    }
+}
+
 fn posterior_mean(vae: &AutoencoderKl, image: &ImageRef) -> Vec<f32> {
-    let picture = image::open(&image.path).unwrap().into_rgb8();
+    let picture = image::open(file(image)).unwrap().into_rgb8();
     let (width, height) = picture.dimensions();
     let rgb = super::crop::centre_crop(picture.into_raw(), width as usize, height as usize, SIZE);
     let pixels = tch::Tensor::from_slice(&rgb).reshape([1, SIZE as i64, SIZE as i64, 3]).permute([0, 3, 1, 2]);
@@ -262,14 +275,37 @@ fn shards_that_no_longer_fit_the_images_are_refused() {
 
     let list = place.list();
     let bad = (0..IMAGES).map(|p| list.image(p).unwrap()).find(|image| image.key.ends_with("bad.jpg")).unwrap();
-    fs::copy(place.images().join("ant/0.png"), &bad.path).unwrap();
+    fs::copy(place.images().join("ant/0.png"), file(&bad)).unwrap();
     let error = place.open(&out, &list, 7).unwrap_err();
-    assert!(matches!(&error, WriteError::NoLongerSkipped { image, .. } if *image == bad.path), "{error}");
-    fs::write(&bad.path, "not an image").unwrap();
+    assert!(matches!(&error, WriteError::NoLongerSkipped { image, .. } if *image == bad.place), "{error}");
+    fs::write(file(&bad), "not an image").unwrap();
 
-    fs::remove_file(out.join("shard-00001.lat")).unwrap();
+    let last = out.join("shard-00003.lat");
+    fs::copy(&last, out.join("shard-00004.lat")).unwrap();
     let error = place.open(&out, &list, 7).unwrap_err();
-    assert!(matches!(&error, WriteError::Gap { missing, .. } if missing.ends_with("shard-00001.lat")), "{error}");
+    assert!(matches!(&error, WriteError::Surplus { path, shards: 4 } if path.ends_with("shard-00004.lat")), "{error}");
+    fs::remove_file(out.join("shard-00004.lat")).unwrap();
+
+    let mut bytes = fs::read(&last).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&last, bytes).unwrap();
+    let error = place.open(&out, &list, 7).unwrap_err();
+    assert!(matches!(error, WriteError::Damaged { .. }) && error.to_string().contains("delete this file"), "{error}");
+}
+
+#[test]
+fn shards_that_are_missing_anywhere_are_made_again_and_the_others_stay() {
+    let place = Place::new();
+    let out = place.folder.path().join("out");
+    place.encode(&out, 2, None).unwrap();
+    let whole = contents(&out);
+    for missing in [&["shard-00000.lat"][..], &["shard-00001.lat", "shard-00003.lat"], &["shard-00002.lat"]] {
+        fs::remove_file(out.join("dataset.json")).unwrap();
+        missing.iter().for_each(|name| fs::remove_file(out.join(name)).unwrap());
+        place.encode(&out, 2, None).unwrap();
+        assert!(contents(&out) == whole, "{missing:?}");
+    }
 }
 
 #[test]
@@ -289,7 +325,8 @@ fn a_list_of_which_nothing_can_be_decoded_is_an_error() {
 fn a_posterior_that_f16_cannot_hold_is_an_error_that_names_the_image() {
     let place = Place::new();
     place.write_autoencoder(1e9);
-    let mut stage = VaeEncode::on(place.choice(), vec![Device::Cpu], 2)(Worker { index: 0, workers: 1 }).unwrap();
+    let mut stage =
+        VaeEncode::on(place.choice(), vec![Device::Cpu], Kind::Float, STORE)(Worker { index: 0, workers: 1 }).unwrap();
     let list = place.list();
     let block = PixelBatch {
         images: (0..3).map(|p| list.image(p).unwrap()).collect(),

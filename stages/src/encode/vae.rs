@@ -1,15 +1,17 @@
-//! Runs the autoencoder's encoder on blocks of pixels.
+//! Runs the autoencoder's encoder on batches of pixels.
 //!
 //! What the bytes depend on, besides weights and pixels: how many images a convolution sees at once, how many threads
-//! share it, and the kind of the processor, since each of these moves results by some 1e-6 and so flips roundings to
-//! f16. The first two are fixed here ([`VaeEncode::on`], [`INTRA_OP_THREADS`]), the third is named by [`arithmetic`](crate::device::arithmetic),
-//! and all are recorded with the dataset. Throughput on a CPU comes from more workers, which change nothing.
+//! share it, the dtype it computes in, and the kind of the processor, since each of these moves results and so flips
+//! roundings to f16. The first is fixed by [`Gather`](super::gather::Gather), the second here ([`INTRA_OP_THREADS`]),
+//! the last is named by [`arithmetic`](crate::device::arithmetic), and all are recorded with the dataset. Throughput on
+//! a CPU comes from more workers, which change nothing.
 
 use half::f16;
-use ndarray::{Array4, ArrayView4, Axis};
+use ndarray::Array4;
 use pipeline::{BoxError, Stage, Worker};
 use tch::{Device, Kind, TchError, Tensor};
 
+use super::store::Store;
 use crate::data::{ImageRef, MomentsBatch, PixelBatch};
 use crate::nets::autoencoder::{AutoencoderError, AutoencoderKl, VaeChoice};
 
@@ -32,7 +34,7 @@ pub enum VaeEncodeError {
     NotFinite {
         /// The image.
         key: String,
-        /// `mean` or `logvar`.
+        /// Name of the column.
         column: &'static str,
         /// The value in f32.
         value: f32,
@@ -46,52 +48,58 @@ pub enum VaeEncodeError {
 #[derive(Debug)]
 pub struct VaeEncode {
     vae: AutoencoderKl,
-    batch: usize,
+    store: Store,
 }
 
 impl VaeEncode {
-    /// Factory: worker i opens the autoencoder on `devices[i % devices.len()]` (not empty), and encodes a block in parts of
-    /// `batch` images (at least 1), which bounds the memory and is part of what the bytes depend on.
+    /// Factory: worker i opens the autoencoder on `devices[i % devices.len()]` (not empty), to compute in `kind`, and
+    /// makes the columns of `store`.
     ///
     /// On the CPU it sets libtorch's intra-op threads, for its own thread and for threads that first use libtorch later:
     /// hold a [`RestoreThreads`] around the run.
     pub fn on(
         choice: VaeChoice,
         devices: Vec<Device>,
-        batch: usize,
+        kind: Kind,
+        store: Store,
     ) -> impl Fn(Worker) -> Result<Self, BoxError> + Send + Sync + 'static {
         move |worker| {
             let device = *devices.get(worker.index % devices.len().max(1)).ok_or("no device was given to encode on")?;
             if device == Device::Cpu {
                 tch::set_num_threads(INTRA_OP_THREADS);
             }
-            Ok(Self { vae: choice.open(device)?, batch: batch.max(1) })
+            Ok(Self { vae: choice.open(device, kind)?, store })
         }
     }
 
-    /// f16 mean and log-variance of some images of a block, appended.
-    fn encode(
-        &self,
-        pixels: ArrayView4<'_, u8>,
-        images: &[ImageRef],
-        moments: &mut [Vec<f16>; 2],
-    ) -> Result<(), VaeEncodeError> {
+    /// The columns of some images.
+    fn encode(&self, pixels: &Array4<u8>, images: &[ImageRef]) -> Result<Vec<Vec<u8>>, VaeEncodeError> {
+        let batch = images.len();
         let shape: Vec<i64> = pixels.shape().iter().map(|side| *side as i64).collect();
-        let values = pixels.as_slice().expect("a range of the first axis of a contiguous array is contiguous");
+        let values = pixels.as_slice().expect("the array was made of a vector, in its order");
         let pixels = Tensor::f_from_slice(values)?.f_reshape(&shape)?.f_to_device(self.vae.device())?;
         let pixels = pixels.f_to_kind(Kind::Float)?.f_div_scalar(127.5)?.f_sub_scalar(1.0)?;
-        let (mean, logvar) = self.vae.encode_moments(&pixels)?;
-        for ((tensor, column), out) in [(mean, "mean"), (logvar, "logvar")].into_iter().zip(moments) {
-            let values = Vec::<f32>::try_from(tensor.f_to_device(Device::Cpu)?.f_contiguous()?.f_view(-1)?)?;
-            let start = out.len();
-            // Both round to the nearest, ties to even.
-            out.extend(values.iter().map(|value| f16::from_f32(*value)));
-            if let Some(at) = out[start..].iter().position(|value| !value.is_finite()) {
-                let key = images[at * images.len() / values.len()].key.clone();
-                return Err(VaeEncodeError::NotFinite { key, column, value: values[at] });
+
+        let names: Vec<_> = self.store.columns().into_iter().map(|(name, _)| name).collect();
+        let a_view = names.len() / if self.store.flip { 2 } else { 1 };
+        let mut columns = Vec::with_capacity(names.len());
+        for (view, names) in names.chunks(a_view).enumerate() {
+            let (mean, logvar) = match view {
+                0 => self.vae.encode_moments(&pixels)?,
+                _ => self.vae.encode_moments(&pixels.f_flip([3])?)?,
+            };
+            for (tensor, column) in [mean, logvar].iter().zip(names) {
+                let values = Vec::<f32>::try_from(tensor.f_to_device(Device::Cpu)?.f_contiguous()?.f_view(-1)?)?;
+                // Both round to the nearest, ties to even.
+                let stored: Vec<f16> = values.iter().map(|value| f16::from_f32(*value)).collect();
+                if let Some(at) = stored.iter().position(|value| !value.is_finite()) {
+                    let key = images[at * batch / values.len()].key.clone();
+                    return Err(VaeEncodeError::NotFinite { key, column, value: values[at] });
+                }
+                columns.push(stored.into_iter().flat_map(f16::to_le_bytes).collect());
             }
         }
-        Ok(())
+        Ok(columns)
     }
 }
 
@@ -99,19 +107,13 @@ impl Stage for VaeEncode {
     type In = PixelBatch;
     type Out = MomentsBatch;
 
-    fn process(&mut self, block: PixelBatch) -> Result<MomentsBatch, BoxError> {
-        let PixelBatch { images, flags, pixels, skipped } = block;
-        let mut moments = [Vec::new(), Vec::new()];
-        tch::no_grad(|| {
-            for (part, images) in pixels.axis_chunks_iter(Axis(0), self.batch).zip(images.chunks(self.batch)) {
-                self.encode(part, images, &mut moments)?;
-            }
-            Ok::<(), VaeEncodeError>(())
-        })?;
-        let shape = latent_shape(&self.vae, pixels.shape()[2]);
-        let shape = (images.len(), shape[0], shape[1], shape[2]);
-        let [mean, logvar] = moments.map(|values| Array4::from_shape_vec(shape, values));
-        Ok(MomentsBatch { images, flags, mean: mean?, logvar: logvar?, skipped })
+    fn process(&mut self, batch: PixelBatch) -> Result<MomentsBatch, BoxError> {
+        let PixelBatch { images, flags, pixels, skipped } = batch;
+        let columns = match images.is_empty() {
+            true => Vec::new(),
+            false => tch::no_grad(|| self.encode(&pixels, &images))?,
+        };
+        Ok(MomentsBatch { images, flags, columns, skipped })
     }
 }
 

@@ -1,172 +1,39 @@
-//! Writes blocks of posteriors as latent shards, and continues a dataset whose encoding was interrupted.
+//! Writes posteriors as latent shards, block by block, and continues a dataset whose encoding was interrupted.
 //!
-//! Shard s is finished as soon as each of its positions is accounted for, as a sample or as a skipped file. A run that is
-//! interrupted keeps its finished shards and drops the one that is under way; [`WriteShards::open`] then finds those
-//! shards again, checks that they are what it would write itself, and says from which position to go on. Everything that
-//! the manifest needs of them is recomputed: statistics from the stored values, the reason of a skipped file by decoding
-//! it again. So a dataset has the same bytes however often it was interrupted.
+//! Shard s is finished as soon as each of its positions is accounted for, as a sample or as a skipped file. A run that
+//! is interrupted keeps its finished shards and drops the one that is under way; [`WriteShards::open`] then finds those
+//! shards again (`write/resume.rs`), checks that they are what it would write itself, and says from which position to
+//! go on. Everything that the manifest needs of them is recomputed: statistics from the stored values, the reason of a
+//! skipped file by decoding it again. So a dataset has the same bytes however often it was interrupted.
 //!
-//! `dataset.json` is written last; a folder without it is unfinished.
+//! `dataset.json` is written last; a folder without it is unfinished. A process that is killed leaves at most a `.tmp`
+//! file beside its finished shards, which the next run takes over.
+
+mod error;
+mod resume;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 
-use half::f16;
-use ndarray::Array4;
 use pipeline::{BoxError, End, Sink};
 use serde_json::Value;
 use shards::{
-    Codec, Column, DType, Dataset, Header, Io, MANIFEST, Manifest, SampleMeta, Schema, Scratch, Semantics, ShardEntry,
-    ShardError, ShardReader, ShardWriter, Skipped,
+    Dataset, Header, Histogram, Io, MANIFEST, Manifest, SampleMeta, Schema, ShardEntry, ShardError, ShardWriter,
+    Skipped,
 };
 
-use super::decode;
+pub use self::error::WriteError;
 use super::gather::Layout;
 use super::list::ImageList;
 use super::stats::Stats;
-use super::vae::PIXEL_RANGE;
 use crate::data::{ImageRef, MomentsBatch};
-
-/// Why a dataset cannot be written.
-#[derive(Debug, thiserror::Error)]
-pub enum WriteError {
-    /// The folder holds something else.
-    #[error("{dir}: the folder is not empty (it holds {found}); give a new or empty folder, or that of an encode to continue",
-            dir = .dir.display())]
-    Occupied {
-        /// The output folder.
-        dir: PathBuf,
-        /// The first foreign name.
-        found: String,
-    },
-    /// The folder holds a dataset that was encoded otherwise.
-    #[error("{path}: was encoded with {what} = {found} where this command says {wanted}; give another folder, or the settings of that dataset",
-            path = .path.display())]
-    Different {
-        /// The shard or manifest.
-        path: PathBuf,
-        /// Which part of the configuration.
-        what: String,
-        /// Its value in the folder.
-        found: String,
-        /// Its value in this command.
-        wanted: String,
-    },
-    /// A finished shard does not hold the files that the list gives.
-    #[error("{path}: holds {found} at sample {sample} where the list of images has {wanted}; the images changed since: delete the shard, or give another folder",
-            path = .path.display())]
-    OtherSamples {
-        /// The shard.
-        path: PathBuf,
-        /// Sample in the shard.
-        sample: usize,
-        /// What it holds.
-        found: String,
-        /// What it should hold.
-        wanted: String,
-    },
-    /// A file was skipped when a finished shard was written, and can be decoded now.
-    #[error("{image}: was skipped when {shard} was written and can be decoded now; delete that shard and those after it to encode them again",
-            image = .image.display(), shard = .shard.display())]
-    NoLongerSkipped {
-        /// The image.
-        image: PathBuf,
-        /// The shard.
-        shard: PathBuf,
-    },
-    /// A shard is missing before one that exists.
-    #[error("{missing} is missing where {later} exists; delete the later shards to encode them again", missing = .missing.display(), later = .later.display())]
-    Gap {
-        /// The first missing shard.
-        missing: PathBuf,
-        /// A shard after it.
-        later: PathBuf,
-    },
-    /// No image of a shard could be decoded.
-    #[error(
-        "none of the {files} images of shard {shard} can be decoded (the first: {key}: {reason}); give images, or a smaller selection"
-    )]
-    NothingDecoded {
-        /// The shard.
-        shard: u64,
-        /// Files in it.
-        files: usize,
-        /// Key of the first.
-        key: String,
-        /// Why it was skipped.
-        reason: String,
-    },
-    /// There is no image to encode.
-    #[error("the list of images is empty; raise the limit")]
-    NoImages,
-    /// The dataset would have more shards than can be numbered.
-    #[error("{0} images do not fit in 2^32 shards")]
-    TooMany(u64),
-    /// The stream ended before the list did.
-    #[error("the stream ended at position {at} of {of}; this is a defect of the program")]
-    Short {
-        /// Positions seen.
-        at: u64,
-        /// Length of the list.
-        of: u64,
-    },
-    /// The folder could not be read or made.
-    #[error("{path}: {source}; check the path, its permissions and the free space", path = .path.display())]
-    Io {
-        /// The folder.
-        path: PathBuf,
-        /// The system's reason.
-        source: io::Error,
-    },
-    /// A skipped file could not be read again.
-    #[error(transparent)]
-    Decode(#[from] decode::DecodeError),
-    /// The shard format's own errors.
-    #[error("{0}")]
-    Shard(#[from] ShardError),
-}
-
-/// Which posterior columns are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Store {
-    /// f16 `mean` and `logvar`: training draws from the posterior.
-    Moments,
-    /// f16 `mean` alone: half the size, no draws.
-    Mean,
-}
-
-impl Store {
-    /// The schema of a dataset of latents `[channels, height, width]`.
-    pub fn schema(self, latent: [usize; 3], scaling_factor: f64, shift_factor: f64, layout: Layout) -> Schema {
-        let column = |name: &str, semantics| Column {
-            name: name.to_owned(),
-            dtype: DType::F16,
-            shape: latent.map(|side| side as u32).to_vec(),
-            codec: Codec::ShuffleZstd { level: 1 },
-            semantics,
-        };
-        let mut columns = vec![column("mean", Semantics::PosteriorMean)];
-        if self == Self::Moments {
-            columns.push(column("logvar", Semantics::PosteriorLogvar));
-        }
-        Schema {
-            columns,
-            block_samples: layout.block as u32,
-            scaling_factor,
-            shift_factor,
-            scaling_applied: false,
-            pixel_range: PIXEL_RANGE,
-        }
-    }
-}
 
 /// All that decides a dataset's bytes besides the pixels.
 #[derive(Debug, Clone)]
 pub struct Recipe {
-    /// What is stored: of [`Store::schema`].
+    /// What is stored: of [`Store::schema`](super::store::Store::schema).
     pub schema: Schema,
     /// How positions become blocks and shards.
     pub layout: Layout,
@@ -184,14 +51,18 @@ pub enum Opened {
 }
 
 /// What a run left behind.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Written {
     /// Samples in finished shards, those of earlier runs included.
     pub samples: u64,
     /// Finished shards.
     pub shards: usize,
-    /// Files that were skipped in them.
-    pub skipped: usize,
+    /// Files that were skipped in them, in the dataset's order.
+    pub skipped: Vec<Skipped>,
+    /// Log-variances of the posteriors in them; `None` if they are not stored.
+    pub logvar: Option<Histogram>,
+    /// Standard deviation of the means in them, root mean square over the channels; `None` if there are none.
+    pub spread: Option<f64>,
     /// True if the dataset is complete; false if it was interrupted and can be continued.
     pub complete: bool,
 }
@@ -204,21 +75,31 @@ pub struct WriteShards {
     classes: Vec<String>,
     /// Images in the list.
     total: u64,
-    finished: Vec<ShardEntry>,
-    skipped: Vec<Skipped>,
-    stats: Stats,
-    /// Positions accounted for, from 0 without gaps.
+    /// By number.
+    finished: BTreeMap<u64, Finished>,
+    /// The position that comes next: of the shard under way, or the first of the next that is missing.
     next: u64,
     current: Option<Current>,
+}
+
+/// A shard that is whole. Statistics are kept shard by shard and added up in their order at the end, so that the sums do
+/// not depend on which shards an earlier run wrote.
+#[derive(Debug)]
+struct Finished {
+    entry: ShardEntry,
+    skipped: Vec<Skipped>,
+    stats: Stats,
 }
 
 /// The shard under way.
 #[derive(Debug)]
 struct Current {
     writer: ShardWriter,
-    /// Of the means of this shard and all before it: becomes [`WriteShards::stats`] when it is finished.
     stats: Stats,
     skipped: Vec<Skipped>,
+    /// Of the block under way: its images with their flags, and their values, column by column.
+    images: Vec<(ImageRef, u8)>,
+    columns: Vec<Vec<u8>>,
 }
 
 impl WriteShards {
@@ -256,30 +137,43 @@ impl WriteShards {
             return Ok(Opened::Complete(Box::new(manifest)));
         }
 
-        let mean = &recipe.schema.columns[0].shape;
-        let area = mean[1..].iter().map(|side| *side as usize).product();
-        let stats = Stats::new(mean[0] as usize, area);
         let mut writer = Self {
             dir: dir.to_owned(),
             recipe,
             classes: list.classes().to_vec(),
             total,
-            finished: Vec::new(),
-            skipped: Vec::new(),
-            stats,
+            finished: BTreeMap::new(),
             next: 0,
             current: None,
         };
-        writer.take_finished(list)?;
-        if let Some(later) = names.iter().find(|name| name.ends_with(".lat") && **name > writer.file(writer.shard())) {
-            return Err(WriteError::Gap { missing: dir.join(writer.file(writer.shard())), later: dir.join(later) });
+        for shard in 0..writer.shards() {
+            if let Some(finished) = writer.take_finished(shard, list)? {
+                writer.finished.insert(shard, finished);
+            }
         }
+        let number = |name: &str| name.strip_prefix("shard-")?.strip_suffix(".lat")?.parse::<u64>().ok();
+        if let Some(found) = names.iter().find(|name| number(name).is_some_and(|number| number >= writer.shards())) {
+            return Err(WriteError::Surplus { path: dir.join(found), shards: writer.shards() });
+        }
+        writer.next = writer.missing_from(0);
         Ok(Opened::Unfinished(Box::new(writer)))
     }
 
-    /// The position of the list to begin at: the first that no finished shard accounts for.
-    pub fn first_position(&self) -> u64 {
-        self.next
+    /// The positions that no finished shard accounts for, in order: what is to be encoded.
+    pub fn positions(&self) -> Vec<Range<u64>> {
+        let missing = (0..self.shards()).filter(|shard| !self.finished.contains_key(shard));
+        missing.map(|shard| shard * self.recipe.layout.shard..self.end_of(shard)).collect()
+    }
+
+    /// Shards of the whole dataset.
+    fn shards(&self) -> u64 {
+        self.total.div_ceil(self.recipe.layout.shard)
+    }
+
+    /// First position of the first shard from `shard` on that is missing; the total if none is.
+    fn missing_from(&self, shard: u64) -> u64 {
+        let missing = (shard..self.shards()).find(|shard| !self.finished.contains_key(shard));
+        missing.map_or(self.total, |shard| shard * self.recipe.layout.shard)
     }
 
     /// Number of the shard that `next` belongs to.
@@ -297,104 +191,33 @@ impl WriteShards {
     }
 
     fn header(&self, shard: u64) -> Header {
-        let shards = self.total.div_ceil(self.recipe.layout.shard);
-        Header::new(self.recipe.schema.clone(), shard as u32, shards as u32, self.recipe.provenance.clone())
+        Header::new(self.recipe.schema.clone(), shard as u32, self.shards() as u32, self.recipe.provenance.clone())
     }
 
-    /// Takes over the shards that an earlier run finished.
-    fn take_finished(&mut self, list: &ImageList) -> Result<(), WriteError> {
-        while self.next < self.total {
-            let shard = self.shard();
-            let file = self.file(shard);
-            let path = self.dir.join(&file);
-            if !path.exists() {
-                break;
-            }
-            let reader = ShardReader::open(&path, Io::Pread)?;
-            let header = reader.header();
-            self.recipe.check_same(&path, &header.schema, &header.provenance)?;
-            let wanted = self.header(shard);
-            check_equal(&path, "shard", &header.shard.into(), &wanted.shard.into())?;
-            check_equal(&path, "shards", &header.shards.into(), &wanted.shards.into())?;
-            self.take_samples(&reader, list)?;
-            self.finished.push(ShardEntry {
-                file,
-                samples: reader.len() as u32,
-                bytes: reader.file_len(),
-                xxh3: reader.xxh3(),
-            });
-            self.next = self.end_of(shard);
-        }
-        Ok(())
-    }
-
-    /// Checks a finished shard's samples against the list; adds to the statistics and to the skipped files.
-    fn take_samples(&mut self, reader: &ShardReader, list: &ImageList) -> Result<(), WriteError> {
-        let other = |sample: usize, wanted: &str| WriteError::OtherSamples {
-            path: reader.path().to_owned(),
-            sample,
-            found: reader.key(sample).unwrap_or("nothing").to_owned(),
-            wanted: wanted.to_owned(),
-        };
-        let mut sample = 0;
-        for image in (self.next..self.end_of(self.shard())).filter_map(|position| list.image(position)) {
-            if reader.source_indices().get(sample) == Some(&image.source_index) {
-                if reader.key(sample) != Some(&image.key) || reader.labels().get(sample) != Some(&image.label) {
-                    return Err(other(sample, &image.key));
-                }
-                sample += 1;
-                continue;
-            }
-            let Some(fault) = decode::fault_of(&image.path)? else {
-                let shard = reader.path().to_owned();
-                return Err(WriteError::NoLongerSkipped { image: image.path, shard });
-            };
-            self.skipped.push(Skipped { key: image.key, reason: fault.to_string() });
-        }
-        if sample != reader.len() {
-            return Err(other(sample, "no more"));
-        }
-
-        let (mut bytes, mut scratch) = (Vec::new(), Scratch::new());
-        for block in 0..reader.blocks() {
-            bytes.resize(reader.block_len(block) * self.recipe.schema.columns[0].sample_bytes(), 0);
-            reader.read_block(block, 0, &mut bytes, &mut scratch)?;
-            self.stats.add(&bytes);
-        }
-        Ok(())
-    }
-
-    fn write(&mut self, block: &MomentsBatch) -> Result<(), WriteError> {
+    fn write(&mut self, batch: MomentsBatch) -> Result<(), WriteError> {
         let shard = self.shard();
         let mut current = match self.current.take() {
             Some(current) => current,
             None => Current {
                 writer: ShardWriter::create(self.dir.join(self.file(shard)), self.header(shard))?,
-                stats: self.stats.clone(),
+                stats: Stats::new(&self.recipe.schema),
                 skipped: Vec::new(),
+                images: Vec::new(),
+                columns: vec![Vec::new(); self.recipe.schema.columns.len()],
             },
         };
-        if !block.images.is_empty() {
-            let columns = [to_bytes(&block.mean), to_bytes(&block.logvar)];
-            current.stats.add(&columns[0]);
-            let samples: Vec<_> = block
-                .images
-                .iter()
-                .zip(&block.flags)
-                .map(|(image, &flags)| {
-                    let ImageRef { label, source_index, key, .. } = image;
-                    SampleMeta { label: *label, source_index: *source_index, flags, key }
-                })
-                .collect();
-            let columns: Vec<&[u8]> =
-                columns.iter().map(Vec::as_slice).take(self.recipe.schema.columns.len()).collect();
-            current.writer.write_block(&columns, &samples)?;
+        let MomentsBatch { images, flags, columns, skipped } = batch;
+        self.next += (images.len() + skipped.len()) as u64;
+        current.skipped.extend(skipped.into_iter().map(|(image, reason)| Skipped { key: image.key, reason }));
+        current.images.extend(images.into_iter().zip(flags));
+        for (block, values) in current.columns.iter_mut().zip(columns) {
+            block.extend(values);
         }
-        let skipped = block.skipped.iter().map(|(image, reason)| (image.key.clone(), reason.clone()));
-        current.skipped.extend(skipped.map(|(key, reason)| Skipped { key, reason }));
-        self.next += (block.images.len() + block.skipped.len()) as u64;
-
-        if self.next < self.end_of(shard) {
+        let ends = self.next == self.end_of(shard);
+        if current.images.len() == self.recipe.layout.block || (ends && !current.images.is_empty()) {
+            current.write_block()?;
+        }
+        if !ends {
             self.current = Some(current);
             return Ok(());
         }
@@ -403,18 +226,30 @@ impl WriteShards {
             let Skipped { key, reason } = current.skipped.swap_remove(0);
             return Err(WriteError::NothingDecoded { shard, files, key, reason });
         }
-        self.finished.push(current.writer.finish()?);
-        self.skipped.append(&mut current.skipped);
-        self.stats = current.stats;
+        let Current { writer, stats, skipped, .. } = current;
+        self.finished.insert(shard, Finished { entry: writer.finish()?, skipped, stats });
+        self.next = self.missing_from(shard + 1);
         Ok(())
     }
 
-    fn save_manifest(&self) -> Result<(), WriteError> {
+    /// Of all finished shards, in their order.
+    fn stats(&self) -> Stats {
+        let mut all = Stats::new(&self.recipe.schema);
+        self.finished.values().for_each(|shard| all.merge(&shard.stats));
+        all
+    }
+
+    fn skipped(&self) -> Vec<Skipped> {
+        self.finished.values().flat_map(|shard| shard.skipped.iter().cloned()).collect()
+    }
+
+    fn save_manifest(&self, stats: &Stats) -> Result<(), WriteError> {
         let Recipe { schema, provenance, .. } = &self.recipe;
-        let mut manifest = Manifest::new(schema.clone(), self.finished.clone(), provenance.clone());
+        let entries = self.finished.values().map(|shard| shard.entry.clone()).collect();
+        let mut manifest = Manifest::new(schema.clone(), entries, provenance.clone());
         manifest.classes.clone_from(&self.classes);
-        manifest.skipped.clone_from(&self.skipped);
-        manifest.stats = self.stats.finish();
+        manifest.skipped = self.skipped();
+        (manifest.stats, manifest.histograms) = (stats.channels(), stats.histograms());
         Ok(manifest.save(&self.dir)?)
     }
 }
@@ -423,63 +258,53 @@ impl Sink for WriteShards {
     type In = MomentsBatch;
     type Output = Written;
 
-    fn consume(&mut self, block: MomentsBatch) -> Result<ControlFlow<()>, BoxError> {
-        self.write(&block)?;
+    fn consume(&mut self, batch: MomentsBatch) -> Result<ControlFlow<()>, BoxError> {
+        self.write(batch)?;
         Ok(ControlFlow::Continue(()))
     }
 
     fn finish(self, end: End) -> Result<Written, BoxError> {
-        let complete = self.next == self.total;
+        let (complete, stats) = (self.finished.len() as u64 == self.shards(), self.stats());
         if complete {
-            self.save_manifest()?;
+            self.save_manifest(&stats)?;
         } else if end == End::Complete {
             return Err(WriteError::Short { at: self.next, of: self.total }.into());
         }
         // Dropping the shard under way removes its file.
         Ok(Written {
-            samples: self.finished.iter().map(|entry| u64::from(entry.samples)).sum(),
+            samples: self.finished.values().map(|shard| u64::from(shard.entry.samples)).sum(),
             shards: self.finished.len(),
-            skipped: self.skipped.len(),
+            spread: stats.channels().get("mean").map(|channels| {
+                let squares: f64 = channels.iter().map(|channel| channel.std * channel.std).sum();
+                (squares / channels.len() as f64).sqrt()
+            }),
+            logvar: stats.histograms().remove("logvar"),
+            skipped: self.skipped(),
             complete,
         })
     }
 }
 
-impl Recipe {
-    /// Refuses a shard or manifest of another recipe, and names the first difference.
-    fn check_same(&self, path: &Path, schema: &Schema, provenance: &BTreeMap<String, Value>) -> Result<(), WriteError> {
-        let object = |schema, provenance| serde_json::json!({ "provenance": provenance, "schema": schema });
-        check_equal(path, "", &object(schema, provenance), &object(&self.schema, &self.provenance))
-    }
-}
-
-/// Refuses values that differ, and names the innermost key at which they do.
-fn check_equal(path: &Path, key: &str, found: &Value, wanted: &Value) -> Result<(), WriteError> {
-    if let (Value::Object(found), Value::Object(wanted)) = (found, wanted) {
-        for name in found.keys().chain(wanted.keys()) {
-            let key = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
-            let value = |of: &serde_json::Map<String, Value>| of.get(name).cloned().unwrap_or(Value::Null);
-            check_equal(path, &key, &value(found), &value(wanted))?;
+impl Current {
+    fn write_block(&mut self) -> Result<(), ShardError> {
+        let samples = self.images.iter().map(|(image, flags)| {
+            let ImageRef { label, source_index, key, .. } = image;
+            SampleMeta { label: *label, source_index: *source_index, flags: *flags, key }
+        });
+        let samples: Vec<_> = samples.collect();
+        let columns: Vec<_> = self.columns.iter().map(Vec::as_slice).collect();
+        self.writer.write_block(&columns, &samples)?;
+        for (column, values) in self.columns.iter_mut().enumerate() {
+            self.stats.add(column, values);
+            values.clear();
         }
-        return Ok(());
+        self.images.clear();
+        Ok(())
     }
-    if found == wanted {
-        return Ok(());
-    }
-    Err(WriteError::Different {
-        path: path.to_owned(),
-        what: key.to_owned(),
-        found: found.to_string(),
-        wanted: wanted.to_string(),
-    })
 }
 
 /// Provenance as it will be read back: a number may change by its last bit on its way through JSON.
 fn as_stored(provenance: BTreeMap<String, Value>) -> BTreeMap<String, Value> {
     let read_back = |value: Value| serde_json::from_str(&value.to_string()).unwrap_or(value);
     provenance.into_iter().map(|(key, value)| (key, read_back(value))).collect()
-}
-
-fn to_bytes(values: &Array4<f16>) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }

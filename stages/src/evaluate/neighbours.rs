@@ -17,14 +17,13 @@
 
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use ndarray::{Array2, ArrayView1};
 use pipeline::{BoxError, End, Sink, Source, Stage, Stop, Worker};
 use serde::{Serialize, Serializer};
 
-use crate::data::{Decoded, Pixels};
+use crate::data::{Decoded, Pixels, Place};
 
 /// Pixels a side at which pictures are compared.
 pub const SIDE: usize = 32;
@@ -43,28 +42,28 @@ const ROUNDING: f64 = 1.832e-4;
 #[derive(Debug, thiserror::Error)]
 pub enum PictureError {
     /// A file could not be decoded.
-    #[error("{path}: {reason}; mend or replace the file", path = .path.display())]
+    #[error("{place}: {reason}; mend or replace the file")]
     Undecodable {
         /// The file.
-        path: PathBuf,
+        place: Place,
         /// What is wrong with it.
         reason: String,
     },
     /// The flow has no crop to [`SIDE`].
-    #[error("{path}: {width}x{height} pixels where {SIDE}x{SIDE} were expected", path = .path.display())]
+    #[error("{place}: {width}x{height} pixels where {SIDE}x{SIDE} were expected")]
     Size {
         /// The file.
-        path: PathBuf,
+        place: Place,
         /// Columns.
         width: usize,
         /// Rows.
         height: usize,
     },
     /// A label is not an index into the names.
-    #[error("{path}: class index {label}, of {classes} classes", path = .path.display())]
+    #[error("{place}: class index {label}, of {classes} classes")]
     Label {
         /// The file.
-        path: PathBuf,
+        place: Place,
         /// Its class index.
         label: i32,
         /// How many classes there are.
@@ -90,12 +89,12 @@ impl Pictures {
 
     fn push(&mut self, pixels: &Pixels) -> Result<(), PictureError> {
         let Pixels { image, height, width, rgb, .. } = pixels;
-        let (path, label) = (|| image.path.clone(), image.label);
+        let (place, label) = (|| image.place.clone(), image.label);
         if (*width, *height) != (SIDE, SIDE) {
-            return Err(PictureError::Size { path: path(), width: *width, height: *height });
+            return Err(PictureError::Size { place: place(), width: *width, height: *height });
         }
         let known = usize::try_from(label).ok().filter(|index| *index < self.classes.len());
-        let unknown = || PictureError::Label { path: path(), label, classes: self.classes.len() };
+        let unknown = || PictureError::Label { place: place(), label, classes: self.classes.len() };
         self.labels.push(known.ok_or_else(unknown)?);
         self.values.extend_from_slice(rgb);
         Ok(())
@@ -158,7 +157,7 @@ impl Sink for CollectPictures {
         match item {
             Decoded::Pixels(pixels) => self.0.push(&pixels)?,
             Decoded::Skipped { image, reason } => {
-                return Err(PictureError::Undecodable { path: image.path, reason }.into());
+                return Err(PictureError::Undecodable { place: image.place, reason }.into());
             }
         }
         Ok(ControlFlow::Continue(()))

@@ -140,6 +140,7 @@ impl SampleList {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::Place;
 
     /// A folder with `samples.json` of this text and so many (empty) images.
     fn folder(record: &str, images: usize) -> tempfile::TempDir {
@@ -163,7 +164,7 @@ mod tests {
         let images: Vec<_> = (0..).map_while(|position| list.images().image(position)).collect();
         let seen: Vec<_> = images.iter().map(|image| (image.key.as_str(), image.label)).collect();
         assert_eq!(seen, [("000000.png", 2), ("000001.png", 0), ("000002.png", 2)]);
-        assert_eq!(images[2].path, folder.path().join("000002.png"));
+        assert_eq!(images[2].place, Place::File(folder.path().join("000002.png")));
     }
 
     #[test]

@@ -5,8 +5,8 @@
 //! understood at the first try. `tch`'s own `VarStore` is not used: it takes over the file's dtype, ignores names that
 //! it does not know, and broadcasts shapes that do not fit.
 //!
-//! Tensors arrive as f32 on the device asked for, whatever float the file holds. The file is read into memory, not
-//! mapped: weights are copied once anyway. Writing weights is not here.
+//! Tensors arrive as f32 on the device asked for, whatever float the file holds, or as [`Weights::for_inference`] says.
+//! The file is read into memory, not mapped: weights are copied once anyway. Writing weights is not here.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -100,6 +100,9 @@ enum Held {
 pub struct Weights {
     place: String,
     device: Device,
+    /// Dtype of the tensors that are made from `bytes`.
+    kind: Kind,
+    channels_last: bool,
     bytes: Vec<u8>,
     held: BTreeMap<String, Held>,
     expected: Vec<(String, Vec<i64>)>,
@@ -154,12 +157,27 @@ impl Weights {
         Self {
             place: place.to_owned(),
             device,
+            kind: Kind::Float,
+            channels_last: false,
             bytes: Vec::new(),
             held,
             expected: Vec::new(),
             mismatch: Mismatch::default(),
             hash: 0,
         }
+    }
+
+    /// The tensors of a file will be made as `kind`, and the kernels of convolutions in memory as libtorch's fastest
+    /// kernels want them (channels last). Tensors that live already stay as they are.
+    #[must_use]
+    pub fn for_inference(mut self, kind: Kind) -> Self {
+        (self.kind, self.channels_last) = (kind, true);
+        self
+    }
+
+    /// Dtype of the tensors that are made from a file.
+    pub fn kind(&self) -> Kind {
+        self.kind
     }
 
     /// Where the tensors are made.
@@ -252,9 +270,11 @@ impl Weights {
         for part in [name.as_bytes(), format!("{dtype:?}{shape:?}").as_bytes(), bytes] {
             self.hash = xxh3_64_with_seed(part, self.hash);
         }
+        let kernel = self.channels_last && shape.len() == 4;
         Tensor::f_from_data_size(bytes, shape, kind)
-            .and_then(|t| t.f_to_kind(Kind::Float))
+            .and_then(|t| t.f_to_kind(self.kind))
             .and_then(|t| t.f_to_device(self.device))
+            .and_then(|t| if kernel { channels_last(&t) } else { Ok(t) })
             .map_err(|e| first_line(&e))
     }
 
@@ -282,6 +302,11 @@ impl Weights {
     pub fn expected(&self) -> &[(String, Vec<i64>)] {
         &self.expected
     }
+}
+
+/// The same values `[A, B, C, D]`, in memory in the order A, C, D, B: libtorch then takes its kernels for that layout.
+pub(crate) fn channels_last(tensor: &Tensor) -> Result<Tensor, tch::TchError> {
+    tensor.f_permute([0, 2, 3, 1])?.f_contiguous()?.f_permute([0, 3, 1, 2])
 }
 
 /// What a C++ exception says, without the backtrace that follows.

@@ -27,7 +27,7 @@ impl DecodeLatents {
     ) -> impl Fn(Worker) -> Result<Self, BoxError> + Send + Sync + 'static {
         move |worker| {
             let device = devices[worker.index % devices.len()];
-            Ok(Self { vae: choice.open(device)?, device, scaling })
+            Ok(Self { vae: choice.open(device, Kind::Float)?, device, scaling })
         }
     }
 }

@@ -32,7 +32,7 @@ pub struct Reconstruct {
 impl Reconstruct {
     /// A factory that loads the autoencoder on the CPU.
     pub fn with(choice: VaeChoice) -> impl Fn(Worker) -> Result<Self, BoxError> + Send + Sync + 'static {
-        move |_worker| Ok(Self { vae: choice.open(Device::Cpu)? })
+        move |_worker| Ok(Self { vae: choice.open(Device::Cpu, Kind::Float)? })
     }
 }
 
@@ -43,7 +43,7 @@ impl Stage for Reconstruct {
     fn process(&mut self, item: Decoded) -> Result<Reconstruction, BoxError> {
         let Pixels { image, height, width, rgb, .. } = match item {
             Decoded::Pixels(pixels) => pixels,
-            Decoded::Skipped { image, reason } => return Err(format!("{}: {reason}", image.path.display()).into()),
+            Decoded::Skipped { image, reason } => return Err(format!("{}: {reason}", image.place).into()),
         };
         let decoded = no_grad(|| -> Result<Tensor, BoxError> {
             let bytes = Tensor::f_from_slice(&rgb)?.view([1, height as i64, width as i64, 3]);
@@ -80,17 +80,15 @@ impl Sink for Reconstructions {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use super::*;
-    use crate::data::ImageRef;
+    use crate::data::{ImageRef, Place};
     use crate::procedural;
 
     #[test]
     fn a_procedural_image_comes_back_and_its_ratio_is_that_of_the_two_pictures() {
         let mut stage = Reconstruct::with(VaeChoice::parse("tiny").unwrap())(Worker { index: 0, workers: 1 }).unwrap();
         let image =
-            ImageRef { position: 0, source_index: 0, key: String::new(), label: 3, path: PathBuf::from("drawn") };
+            ImageRef { position: 0, source_index: 0, key: String::new(), label: 3, place: Place::File("drawn".into()) };
         let rgb = procedural::image(3, 17, 128, 128);
         let pixels = Pixels { image: image.clone(), height: 128, width: 128, rgb: rgb.clone(), flags: 0 };
         let back = stage.process(Decoded::Pixels(pixels)).unwrap();

@@ -1,8 +1,9 @@
 //! The sums of `resample.rs` with AVX2: the same bytes, six times faster (a crop of 500x375 to 256 on one core of an AMD
 //! EPYC at best: 0.23 ms; the plain loops 1.4, Pillow 12 2.8, `fast_image_resize` 0.25 in the same minutes).
 //!
-//! One loop serves both passes. It adds whole lines of 32 bytes, each with one weight: the rows of the image in the vertical
-//! pass. For the horizontal pass a band of 32 rows is transposed, so that a line holds one channel of one column in 32 rows.
+//! One loop serves both passes. It adds whole lines of 32 bytes, each with one weight: the rows of the image in the
+//! vertical pass. For the horizontal pass a band of 32 rows is transposed, so that a line holds one channel of one
+//! column in 32 rows.
 //!
 //! AVX2 multiplies pairs of 16-bit integers and adds the two products (`pmaddwd`). A coefficient has more bits, so it is
 //! split: k = high * 2^16 + low with a signed low half, and the sums of the two halves are put together at the end.

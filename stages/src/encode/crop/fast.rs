@@ -10,8 +10,8 @@
 //!
 //! A box halving alone differs by 1 at most. `cargo test -p stages the_fast_path` keeps the differences bounded.
 //!
-//! Each resize reads a crop box, so that no picture in between holds more than the square depends on: its size is bounded
-//! by that of the image, and does not grow with the aspect of an image that is enlarged.
+//! Each resize reads a crop box, so that no picture in between holds more than the square depends on: its size is
+//! bounded by that of the image, and does not grow with the aspect of an image that is enlarged.
 
 use std::ops::Range;
 

@@ -1,7 +1,7 @@
 //! Pillow 12's filters and the fixed-point coefficients that it makes of them.
 //!
-//! Each output value is a weighted sum over the filter's support, stretched by the scale when shrinking (antialiasing). The
-//! weights are f64, normalised to a sum of 1, then rounded to 22 fractional bits, halves away from zero.
+//! Each output value is a weighted sum over the filter's support, stretched by the scale when shrinking (antialiasing).
+//! The weights are f64, normalised to a sum of 1, then rounded to 22 fractional bits, halves away from zero.
 
 use std::ops::Range;
 
@@ -44,7 +44,8 @@ impl Filter {
         }
     }
 
-    /// The coefficients that make the pixels `wanted` of a line of `to` pixels out of one of `from` pixels (both at least 1).
+    /// The coefficients that make the pixels `wanted` of a line of `to` pixels out of one of `from` pixels (both at
+    /// least 1).
     pub(super) fn coefficients(self, from: usize, to: usize, wanted: Range<usize>) -> Coefficients {
         let scale = from as f64 / to as f64;
         let stretch = scale.max(1.0);
@@ -78,8 +79,8 @@ impl Filter {
 
 /// How one line is resampled: for each wanted pixel a run of source pixels and their fixed-point weights.
 ///
-/// The sums over a kernel fit in an i32: the weights sum to 1, and the negative ones of a bicubic kernel, cut by an edge or
-/// not, to no less than -0.16, so that no sum leaves 255 * 1.32 * 2^22 < 2^31 (a test measures the factor).
+/// The sums over a kernel fit in an i32: the weights sum to 1, and the negative ones of a bicubic kernel, cut by an
+/// edge or not, to no less than -0.16, so that no sum leaves 255 * 1.32 * 2^22 < 2^31 (a test measures the factor).
 #[derive(Debug)]
 pub(super) struct Coefficients {
     /// Position of the first source pixel, and which of `taps` are the kernel's.

@@ -136,7 +136,7 @@ fn skipped_images_pass_through() {
         source_index: 4,
         key: "a/b.jpg".to_owned(),
         label: 0,
-        path: "b.jpg".into(),
+        place: crate::data::Place::File("b.jpg".into()),
     };
     let mut stage = AdmCrop { cropper: Cropper::new(8, Resize::Exact) };
     let skipped = Decoded::Skipped { image: image.clone(), reason: "damaged".to_owned() };

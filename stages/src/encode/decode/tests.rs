@@ -3,6 +3,7 @@
 use super::*;
 use proptest::prelude::*;
 use std::fs;
+use std::path::{Path, PathBuf};
 
 fn fixture(name: &str) -> Vec<u8> {
     fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)).unwrap()
@@ -186,7 +187,7 @@ fn crc32(bytes: &[u8]) -> u32 {
 }
 
 fn reference(path: PathBuf) -> ImageRef {
-    ImageRef { position: 0, source_index: 0, key: "a/b.jpg".to_owned(), label: 0, path }
+    ImageRef { position: 0, source_index: 0, key: "a/b.jpg".to_owned(), label: 0, place: Place::File(path) }
 }
 
 #[test]
@@ -195,7 +196,7 @@ fn skipping_passes_over_bad_content_but_never_over_io_errors() {
     let text = folder.path().join("text.jpg");
     fs::write(&text, "not an image").unwrap();
     let absent = folder.path().join("absent.jpg");
-    let stage = |skip| Decode { skip, bytes: Vec::new() };
+    let stage = Decode::new;
 
     match stage(true).process(reference(text.clone())).unwrap() {
         // The reason goes into the dataset, so it must not depend on where the images lie.

@@ -1,9 +1,10 @@
 //! Brace patterns of shard names: `train-{0000..1023}.tar` and `{train,extra}-{0..9}.tar`.
 //!
-//! As bash expands them: a range counts from its first number to its second, up or down, padded with zeros to the longer one
-//! where either begins with a zero; several groups give all combinations, the last group changing fastest. Where bash would keep the braces as they
-//! are, or would go on to things that names of shards do not need (nesting, steps, letters, signs, backslashes), there is an
-//! error. The `webdataset` family has an expansion of its own, without a limit on how much it makes.
+//! As bash expands them: a range counts from its first number to its second, up or down, padded with zeros to the
+//! longer one where either begins with a zero; several groups give all combinations, the last group changing fastest.
+//! Where bash would keep the braces as they are, or would go on to things that names of shards do not need (nesting,
+//! steps, letters, signs, backslashes), there is an error. The `webdataset` family has an expansion of its own, without
+//! a limit on how much it makes.
 
 use std::iter;
 

@@ -9,11 +9,12 @@
 //! | has one word | one class per line, line i for image i | a wnid, or an `ILSVRC2012_ID` 1 to 1000 |
 //!
 //! So a number after a name is a label from 0, and a number alone is the number of the development kit, as in its
-//! `ILSVRC2012_validation_ground_truth.txt`; nothing is guessed from the values. A wrong guess would still show in most lists: a
-//! number 0 alone, or 1000 after a name, is an error.
+//! `ILSVRC2012_validation_ground_truth.txt`; nothing is guessed from the values. A wrong guess would still show in most
+//! lists: a number 0 alone, or 1000 after a name, is an error.
 //!
-//! A list with names may have more lines than there are files. A list without names must have one for each file, and image i is the
-//! file whose name ends in the number i. Names are compared without folder and without the extension of an image.
+//! A list with names may have more lines than there are files. A list without names must have one for each file, and
+//! image i is the file whose name ends in the number i. Names are compared without folder and without the extension of
+//! an image.
 
 use std::collections::HashMap;
 use std::fs::File;

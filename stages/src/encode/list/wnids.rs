@@ -1,10 +1,12 @@
 //! The 1,000 classes of ImageNet-1k: the label of a folder that is named by its WordNet id.
 //!
-//! Labels are the positions of the sorted wnids, as torchvision, timm and the published models have them. The development kit of
-//! ILSVRC2012 counts its classes in another order, from 1: its ground truth needs that number. `wnids.tsv` lists wnid, that number and
-//! the name in `map_clsloc.txt` of the kit (underscores as spaces), in the order of the labels.
+//! Labels are the positions of the sorted wnids, as torchvision, timm and the published models have them. The
+//! development kit of ILSVRC2012 counts its classes in another order, from 1: its ground truth needs that number.
+//! `wnids.tsv` lists wnid, that number and the name in `map_clsloc.txt` of the kit (underscores as spaces), in the
+//! order of the labels.
 //!
-//! With this table a folder of a few classes keeps the labels of the full dataset, where counting folders would renumber them.
+//! With this table a folder of a few classes keeps the labels of the full dataset, where counting folders would
+//! renumber them.
 
 use std::sync::LazyLock;
 
@@ -32,6 +34,16 @@ pub fn classes() -> &'static [Class] {
     &CLASSES
 }
 
+/// What a person reads for a class: the short English name of a wnid of the 1,000, or else the class name itself.
+pub fn readable(class: &str) -> &str {
+    class_of(class).and_then(|label| classes().get(label as usize)).map_or(class, |known| known.name)
+}
+
+/// All wnids in the order of their labels: the class table of a dataset.
+pub fn names() -> Vec<String> {
+    classes().iter().map(|class| class.wnid.to_owned()).collect()
+}
+
 /// The label of a wnid, 0 to 999; `None` if it is none of the 1,000.
 pub fn class_of(wnid: &str) -> Option<i32> {
     classes().binary_search_by(|class| class.wnid.cmp(wnid)).ok().map(|label| label as i32)
@@ -53,6 +65,13 @@ pub fn fixed_labels(folders: &[String]) -> Option<Vec<i32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wnid_reads_as_its_name_and_any_other_class_as_itself() {
+        assert_eq!(readable("n01443537"), "goldfish");
+        assert_eq!(readable("n99999999"), "n99999999");
+        assert_eq!(names()[1], "n01443537");
+    }
 
     #[test]
     fn the_table_is_sorted_complete_and_without_duplicates() {

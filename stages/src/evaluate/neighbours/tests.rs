@@ -1,10 +1,10 @@
 use super::*;
-use crate::data::ImageRef;
+use crate::data::{ImageRef, Place};
 use proptest::prelude::*;
 
 fn image(index: usize, label: i32) -> ImageRef {
     let key = format!("{index}.png");
-    ImageRef { position: index as u64, source_index: index as u32, path: key.clone().into(), key, label }
+    ImageRef { position: index as u64, source_index: index as u32, place: Place::File(key.clone().into()), key, label }
 }
 
 /// Pictures of the classes `0..=9`, with a label and `VALUES` values each.

@@ -1,11 +1,10 @@
 //! Which autoencoder a user asks for: the argument of `--vae`.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
-use tch::Device;
+use tch::{Device, Kind};
 
+use super::hub::{self, HubId};
 use super::{AutoencoderError, AutoencoderKl};
 
 /// What `--vae` names. Cheap to copy to every worker, which then opens an autoencoder of its own.
@@ -15,14 +14,24 @@ pub enum VaeChoice {
     Tiny,
     /// A diffusers directory.
     Directory(PathBuf),
+    /// A repository of the Hugging Face hub, which lies in the local cache.
+    Hub {
+        /// `org/name`.
+        id: String,
+        /// The commit that the cache holds, in hexadecimal.
+        revision: String,
+        /// The cache's directory of that commit: a diffusers directory.
+        dir: PathBuf,
+    },
 }
 
 impl VaeChoice {
-    /// Understands `tiny` or the path of a directory.
+    /// Understands `tiny`, the path of a directory, or a hub id `org/name`, which is downloaded if the local cache (that
+    /// of Python's `huggingface_hub`: `HF_HOME`, else `~/.cache/huggingface`) does not hold it.
     ///
     /// # Errors
-    /// [`AutoencoderError::Choice`] with what to do instead: for a hub id (`org/name`), a file, or a path that is not
-    /// there.
+    /// [`AutoencoderError::Choice`] with what to do instead: for a file, a path that is not there, or a repository that
+    /// is neither in the cache nor within reach.
     pub fn parse(text: &str) -> Result<Self, AutoencoderError> {
         if text == "tiny" {
             return Ok(Self::Tiny);
@@ -31,55 +40,39 @@ impl VaeChoice {
         if path.is_dir() {
             return Ok(Self::Directory(path.to_owned()));
         }
-        let reason = if path.exists() {
-            "expected a directory, got a file; pass the directory that holds config.json and the weights".to_owned()
-        } else if is_hub_id(text) {
-            format!(
-                "no such directory, and hub ids are not downloaded here; download it \
-                 (huggingface-cli download {text} --local-dir DIR) and pass --vae DIR"
-            )
-        } else {
-            "no such directory; pass `tiny` or a diffusers directory".to_owned()
+        let wrong = |reason| AutoencoderError::Choice { choice: text.to_owned(), reason };
+        if path.exists() {
+            let reason = "expected a directory, got a file; pass the directory that holds config.json and the weights";
+            return Err(wrong(reason.to_owned()));
+        }
+        let Some(id) = HubId::parse(text) else {
+            let reason = "no such directory; pass `tiny`, a diffusers directory, or a hub id such as \
+                          stabilityai/sd-vae-ft-ema";
+            return Err(wrong(reason.to_owned()));
         };
-        Err(AutoencoderError::Choice { choice: text.to_owned(), reason })
+        let (dir, revision) = hub::snapshot(&id).map_err(wrong)?;
+        Ok(Self::Hub { id: text.to_owned(), revision, dir })
     }
 
-    /// Opens the autoencoder on `device`.
+    /// Opens the autoencoder on `device`, to compute in `kind`.
     ///
     /// # Errors
     /// Those of [`AutoencoderKl::open`].
-    pub fn open(&self, device: Device) -> Result<AutoencoderKl, AutoencoderError> {
+    pub fn open(&self, device: Device, kind: Kind) -> Result<AutoencoderKl, AutoencoderError> {
         match self {
-            Self::Tiny => AutoencoderKl::tiny(device),
-            Self::Directory(dir) => AutoencoderKl::open(dir, device),
+            Self::Tiny => AutoencoderKl::tiny(device, kind),
+            Self::Directory(dir) => AutoencoderKl::open(dir, &dir.display().to_string(), device, kind),
+            Self::Hub { id, dir, .. } => AutoencoderKl::open(dir, id, device, kind),
         }
     }
-}
 
-impl FromStr for VaeChoice {
-    type Err = AutoencoderError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Self::parse(text)
-    }
-}
-
-impl fmt::Display for VaeChoice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    /// The commit of a hub's repository, in hexadecimal.
+    pub fn revision(&self) -> Option<&str> {
         match self {
-            Self::Tiny => f.write_str("tiny"),
-            Self::Directory(dir) => dir.display().fmt(f),
+            Self::Hub { revision, .. } => Some(revision),
+            Self::Tiny | Self::Directory(_) => None,
         }
     }
-}
-
-/// `org/name`, each of letters, digits, `-`, `_` and `.`, beginning with a letter or digit.
-fn is_hub_id(text: &str) -> bool {
-    let part = |p: &str| {
-        p.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && p.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
-    };
-    matches!(text.split('/').collect::<Vec<_>>()[..], [org, name] if part(org) && part(name))
 }
 
 #[cfg(test)]
@@ -93,16 +86,15 @@ mod tests {
         let text = dir.path().display().to_string();
         let choice = VaeChoice::parse(&text).unwrap();
         assert_eq!(choice, VaeChoice::Directory(dir.path().to_owned()));
-        assert_eq!(choice.to_string(), text);
     }
 
     #[test]
     fn what_cannot_be_opened_says_what_to_do() {
-        let hub = VaeChoice::parse("stabilityai/sd-vae-ft-ema").unwrap_err().to_string();
-        assert!(hub.starts_with("--vae stabilityai/sd-vae-ft-ema: no such directory"), "{hub}");
-        assert!(hub.ends_with("pass --vae DIR"), "{hub}");
         let typo = VaeChoice::parse("/no/such/place").unwrap_err().to_string();
-        assert_eq!(typo, "--vae /no/such/place: no such directory; pass `tiny` or a diffusers directory");
+        assert_eq!(
+            typo,
+            "--vae /no/such/place: no such directory; pass `tiny`, a diffusers directory, or a hub id such as stabilityai/sd-vae-ft-ema"
+        );
         let file = tempfile::NamedTempFile::new().unwrap();
         let error = VaeChoice::parse(&file.path().display().to_string()).unwrap_err().to_string();
         assert!(error.contains("expected a directory, got a file"), "{error}");
@@ -111,7 +103,8 @@ mod tests {
     #[test]
     fn an_empty_directory_and_a_whole_pipeline_say_what_is_expected() {
         let dir = tempfile::tempdir().unwrap();
-        let open = || VaeChoice::Directory(dir.path().to_owned()).open(Device::Cpu).unwrap_err().to_string();
+        let open =
+            || VaeChoice::Directory(dir.path().to_owned()).open(Device::Cpu, Kind::Float).unwrap_err().to_string();
         assert!(open().contains("expected a diffusers directory with config.json"), "{}", open());
         std::fs::create_dir(dir.path().join("vae")).unwrap();
         std::fs::write(dir.path().join("vae/config.json"), "{}").unwrap();

@@ -2,7 +2,7 @@
 //!
 //! Configured by the `config.json` of a diffusers directory and filled strictly from its safetensors file, whichever of
 //! the three namings that file uses. The weights that the project trained itself are embedded and read by the very same
-//! path: [`AutoencoderKl::tiny`]. Downloading is not here, nor are tiling and per-channel normalisation.
+//! path: [`AutoencoderKl::tiny`]. Tiling and per-channel normalisation are not here.
 //!
 //! ```text
 //! image f32 [B,3,H,W] in [-1,1]  --encode_moments-->  mean, logvar  f32 [B,C,H/f,W/f]
@@ -16,10 +16,10 @@
 
 mod choice;
 mod config;
+mod hub;
 mod layers;
 mod names;
 
-use std::fmt;
 use std::path::Path;
 
 use tch::{Device, Kind, TchError, Tensor};
@@ -27,7 +27,7 @@ use tch::{Device, Kind, TchError, Tensor};
 pub use self::choice::VaeChoice;
 pub use self::config::AutoencoderConfig;
 use self::layers::{Conv, Decoder, Encoder};
-use super::weights::{Weights, WeightsError, first_line};
+use super::weights::{Weights, WeightsError, channels_last, first_line};
 
 /// Bounds of the log-variance, as in latent diffusion: keeps the deviation between 3e-7 and 22026.
 const LOGVAR_RANGE: (f64, f64) = (-30.0, 20.0);
@@ -76,26 +76,24 @@ impl From<TchError> for AutoencoderError {
     }
 }
 
-/// Which autoencoder made some latents: shown as `name xxh3:0123456789abcdef`, for the provenance of a dataset.
+/// Which autoencoder made some latents, for the provenance of a dataset.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VaeIdentity {
-    /// What it was asked for by: `tiny`, or the directory.
+    /// What it was asked for by: `tiny`, the directory, or the hub id.
     pub name: String,
     /// xxh3 of all tensors under their names of today, as stored: the same whichever naming the file uses.
     pub weights_xxh3: u64,
 }
 
-impl fmt::Display for VaeIdentity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} xxh3:{:016x}", self.name, self.weights_xxh3)
-    }
-}
-
 /// The autoencoder on one device. Owned by one thread: `tch` tensors may be sent but not shared.
+///
+/// It takes and gives f32, and computes in the dtype that it was opened for, channels last.
 #[derive(Debug)]
 pub struct AutoencoderKl {
     config: AutoencoderConfig,
     device: Device,
+    /// Dtype of its layers.
+    kind: Kind,
     encoder: Encoder,
     quant_conv: Option<Conv>,
     post_quant_conv: Option<Conv>,
@@ -104,24 +102,25 @@ pub struct AutoencoderKl {
 }
 
 impl AutoencoderKl {
-    /// The autoencoder that the project trained on its own procedural images: f8, 4 channels, 2 MB, embedded.
+    /// The autoencoder that the project trained on its own procedural images: f8, 4 channels, 2 MB, embedded. It
+    /// computes in `kind`.
     ///
     /// # Errors
     /// Only libtorch's own, for example a device that is not there.
-    pub fn tiny(device: Device) -> Result<Self, AutoencoderError> {
+    pub fn tiny(device: Device, kind: Kind) -> Result<Self, AutoencoderError> {
         let config = include_str!("../../../assets/tiny-vae/config.json");
         let weights = include_bytes!("../../../assets/tiny-vae/diffusion_pytorch_model.safetensors");
         let config = AutoencoderConfig::from_json(config, "the embedded autoencoder's config.json")?;
         let weights = Weights::from_bytes(weights.as_slice(), "the embedded autoencoder's weights", device)?;
-        Self::new(config, weights, "tiny")
+        Self::new(config, weights.for_inference(kind), "tiny")
     }
 
     /// Reads a diffusers directory: `config.json` and `diffusion_pytorch_model.safetensors`, the latter in any of the
-    /// three namings and in f32, f16 or bf16.
+    /// three namings and in f32, f16 or bf16. It computes in `kind`; `name` becomes the name of its [`VaeIdentity`].
     ///
     /// # Errors
     /// [`AutoencoderError::Config`] or [`AutoencoderError::Weights`], naming the file.
-    pub fn open(dir: &Path, device: Device) -> Result<Self, AutoencoderError> {
+    pub fn open(dir: &Path, name: &str, device: Device, kind: Kind) -> Result<Self, AutoencoderError> {
         let path = dir.join(CONFIG_FILE);
         let place = path.display().to_string();
         let text = std::fs::read_to_string(&path).map_err(|e| {
@@ -135,7 +134,7 @@ impl AutoencoderKl {
         })?;
         let config = AutoencoderConfig::from_json(&text, &place)?;
         let weights = Weights::open(&dir.join(WEIGHTS_FILE), device)?;
-        Self::new(config, weights, &dir.display().to_string())
+        Self::new(config, weights.for_inference(kind), name)
     }
 
     /// Builds the autoencoder from tensors that fit `config` exactly, on the device of `weights`. `name` becomes the
@@ -156,9 +155,9 @@ impl AutoencoderKl {
             names::current(name, blocks)
         });
         let (encoder, quant_conv, post_quant_conv, decoder) = build(&config, &mut weights);
-        let device = weights.device();
+        let (device, kind) = (weights.device(), weights.kind());
         let identity = VaeIdentity { name: name.to_owned(), weights_xxh3: weights.finish()? };
-        Ok(Self { config, device, encoder, quant_conv, post_quant_conv, decoder, identity })
+        Ok(Self { config, device, kind, encoder, quant_conv, post_quant_conv, decoder, identity })
     }
 
     /// Name and shape of every parameter of an autoencoder of this configuration, in the order of construction.
@@ -183,10 +182,11 @@ impl AutoencoderKl {
     /// [`AutoencoderError::Input`] if they are not; [`AutoencoderError::Torch`] for want of memory.
     pub fn encode_moments(&self, images: &Tensor) -> Result<(Tensor, Tensor), AutoencoderError> {
         self.check(images, self.config.in_channels, self.downsample())?;
-        let mut parameters = self.encoder.forward(images)?;
+        let mut parameters = self.encoder.forward(&channels_last(&images.f_to_kind(self.kind)?)?)?;
         if let Some(quant_conv) = &self.quant_conv {
             parameters = quant_conv.forward(&parameters)?;
         }
+        let parameters = parameters.f_to_kind(Kind::Float)?;
         let channels = self.latent_channels();
         let mean = parameters.f_narrow(1, 0, channels)?;
         let logvar = parameters.f_narrow(1, channels, channels)?;
@@ -200,10 +200,12 @@ impl AutoencoderKl {
     /// [`AutoencoderError::Input`] if the draws are not of that shape; [`AutoencoderError::Torch`] for want of memory.
     pub fn decode(&self, draws: &Tensor) -> Result<Tensor, AutoencoderError> {
         self.check(draws, self.latent_channels(), 1)?;
-        Ok(match &self.post_quant_conv {
-            Some(conv) => self.decoder.forward(&conv.forward(draws)?)?,
-            None => self.decoder.forward(draws)?,
-        })
+        let draws = channels_last(&draws.f_to_kind(self.kind)?)?;
+        let image = match &self.post_quant_conv {
+            Some(conv) => self.decoder.forward(&conv.forward(&draws)?)?,
+            None => self.decoder.forward(&draws)?,
+        };
+        Ok(image.f_to_kind(Kind::Float)?)
     }
 
     /// A diffusion model's latent is `(draw - shift_factor) * scaling_factor`.
