@@ -152,6 +152,18 @@ fn the_bytes_do_not_depend_on_devices_or_workers() {
 }
 
 #[test]
+fn a_dataset_of_another_dtype_or_batch_is_not_continued() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = images(folder.path(), 1, 3);
+    let out = folder.path().join("out");
+    succeed("encode --images {} --out {} --size 32 --precision bf16", &[&images, &out]);
+    refuse("encode --images {} --out {} --size 32", &[&images, &out], "encoder.");
+    refuse("encode --images {} --out {} --size 32 --precision bf16 --batch 4", &[&images, &out], "encoder.batch");
+    let provenance = Dataset::open(&out, Io::Pread).unwrap().manifest.provenance;
+    assert_eq!(provenance["encoder"]["precision"], "bf16");
+}
+
+#[test]
 fn what_is_skipped_is_listed_and_much_of_it_warned_about() {
     let folder = tempfile::tempdir().unwrap();
     let images = images(folder.path(), 2, 10);

@@ -114,7 +114,7 @@ impl Manifest {
     /// it last, when every shard is finished.
     ///
     /// # Errors
-    /// [`ShardError::Io`], [`ShardError::Busy`], or what [`Manifest::check`] finds.
+    /// [`ShardError::Io`], [`ShardError::Busy`], [`ShardError::TooLarge`], or what [`Manifest::check`] finds.
     pub fn save(&self, dir: impl AsRef<Path>) -> Result<(), ShardError> {
         let path = &dir.as_ref().join(MANIFEST);
         self.check(path)?;
@@ -122,6 +122,10 @@ impl Manifest {
         sorted.provenance.values_mut().for_each(serde_json::Value::sort_all_objects);
         let mut text = serde_json::to_vec_pretty(&sorted).map_err(|reason| error::json(path, &reason))?;
         text.push(b'\n');
+        if text.len() as u64 > MAX_MANIFEST_LEN {
+            let (what, got) = ("the length of the manifest".to_owned(), text.len() as u64);
+            return Err(ShardError::TooLarge { path: path.to_owned(), what, max: MAX_MANIFEST_LEN, got });
+        }
         let out = AtomicFile::create(path)?;
         let io = |source| ShardError::Io { path: path.to_owned(), action: "write to its .tmp file", source };
         out.file().write_all(&text).map_err(io)?;

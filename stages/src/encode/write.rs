@@ -2,8 +2,8 @@
 //!
 //! Shard s is finished as soon as each of its positions is accounted for, as a sample or as a skipped file. A run that
 //! is interrupted keeps its finished shards and drops the one that is under way; [`WriteShards::open`] then finds those
-//! shards again (`write/resume.rs`), checks that they are what it would write itself, and says from which position to
-//! go on. Everything that the manifest needs of them is recomputed: statistics from the stored values, the reason of a
+//! shards again (`write/resume.rs`), checks that they are what it would write itself, and says which positions are
+//! left. Everything that the manifest needs of them is recomputed: statistics from the stored values, the reason of a
 //! skipped file by decoding it again. So a dataset has the same bytes however often it was interrupted.
 //!
 //! `dataset.json` is written last; a folder without it is unfinished. A process that is killed leaves at most a `.tmp`

@@ -81,13 +81,13 @@ pub struct WrittenPart {
 #[derive(Debug, Clone)]
 struct Plan {
     dataset: Arc<Dataset>,
-    format: Layout,
+    format: Form,
     dir: PathBuf,
 }
 
 /// [`Format`] with what it needs of the schema.
 #[derive(Debug, Clone, Copy)]
-enum Layout {
+enum Form {
     Safetensors,
     Repa(RepaColumns),
 }
@@ -122,9 +122,9 @@ impl Export {
         let layout = match format {
             Format::Safetensors => {
                 tensors::check_names(&dataset.manifest.schema)?;
-                Layout::Safetensors
+                Form::Safetensors
             }
-            Format::Repa => Layout::Repa(RepaColumns::of(&dataset.manifest.schema)?),
+            Format::Repa => Form::Repa(RepaColumns::of(&dataset.manifest.schema)?),
         };
         fs::create_dir_all(dir).map_err(at(dir))?;
         let record = claim(dir, &dataset, format)?;
@@ -169,29 +169,29 @@ impl Export {
 impl Plan {
     fn parts(&self) -> usize {
         match self.format {
-            Layout::Safetensors => self.dataset.shards.len(),
-            Layout::Repa(_) => self.dataset.len().div_ceil(repa::FOLDER),
+            Form::Safetensors => self.dataset.shards.len(),
+            Form::Repa(_) => self.dataset.len().div_ceil(repa::FOLDER),
         }
     }
 
     fn samples(&self, part: usize) -> u64 {
         match self.format {
-            Layout::Safetensors => self.dataset.shards[part].len() as u64,
-            Layout::Repa(_) => repa::range(&self.dataset, part).len() as u64,
+            Form::Safetensors => self.dataset.shards[part].len() as u64,
+            Form::Repa(_) => repa::range(&self.dataset, part).len() as u64,
         }
     }
 
     fn files(&self, part: usize) -> u64 {
         match self.format {
-            Layout::Safetensors => 1,
-            Layout::Repa(_) => self.samples(part),
+            Form::Safetensors => 1,
+            Form::Repa(_) => self.samples(part),
         }
     }
 
     fn is_written(&self, part: usize) -> Result<bool, ExportError> {
         match &self.format {
-            Layout::Safetensors => Ok(self.dir.join(tensors::file(part)).exists()),
-            Layout::Repa(columns) => repa::is_written(&self.dir, &self.dataset, columns, part),
+            Form::Safetensors => Ok(self.dir.join(tensors::file(part)).exists()),
+            Form::Repa(columns) => repa::is_written(&self.dir, &self.dataset, columns, part),
         }
     }
 
@@ -199,7 +199,7 @@ impl Plan {
         let shards = &self.dataset.shards;
         let keys = shards.iter().flat_map(|shard| (0..shard.len()).map(|sample| shard.key(sample).unwrap_or_default()));
         write_list(&self.dir.join("keys.json"), keys)?;
-        if let Layout::Repa(_) = self.format {
+        if let Form::Repa(_) = self.format {
             repa::write_labels(&self.dir, &self.dataset)?;
         }
         write_whole(&self.dir.join(INFO), |out| {
@@ -223,8 +223,8 @@ impl Stage for WritePart {
     fn process(&mut self, part: usize) -> Result<WrittenPart, BoxError> {
         let Plan { dataset, format, dir } = &self.plan;
         let bytes = match format {
-            Layout::Safetensors => tensors::write(dir, dataset, part, &mut self.scratch)?,
-            Layout::Repa(columns) => repa::write(dir, dataset, columns, part, &mut self.scratch)?,
+            Form::Safetensors => tensors::write(dir, dataset, part, &mut self.scratch)?,
+            Form::Repa(columns) => repa::write(dir, dataset, columns, part, &mut self.scratch)?,
         };
         Ok(WrittenPart { samples: self.plan.samples(part), files: self.plan.files(part), bytes })
     }
