@@ -42,7 +42,7 @@ use image::codecs::png::PngDecoder;
 use image::{ColorType, ImageDecoder, Limits};
 use pipeline::{BoxError, Stage, Worker};
 
-use super::fetch::{Anywhere, Fetch};
+use super::fetch::{Anywhere, Fetch, MAX_FILE};
 use crate::data::{Decoded, ImageRef, Pixels, Place, flags};
 
 /// The name under which a dataset records the decoders.
@@ -58,8 +58,6 @@ pub const MAX_SIDE: usize = 16_384;
 pub const MAX_AREA: usize = 100_000_000;
 /// What a PNG may need beside its pixels, in bytes: rows, texts, colour profiles.
 const MAX_PNG_EXTRAS: u64 = 64 << 20;
-/// Largest file that is read, in bytes.
-pub const MAX_FILE: u64 = 1 << 30;
 
 /// Why there are no pixels.
 #[derive(Debug, thiserror::Error)]

@@ -13,8 +13,10 @@ use std::sync::Arc;
 
 use webdataset_shard::TarEntries;
 
-use super::decode::MAX_FILE;
 use crate::data::{ImageRef, Place};
+
+/// Largest file that is read, in bytes.
+pub(super) const MAX_FILE: u64 = 1 << 30;
 
 /// Most tars that a worker keeps open.
 pub(super) const MAX_OPEN: usize = 4;

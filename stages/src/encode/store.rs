@@ -3,7 +3,9 @@
 use shards::{Codec, Column, DType, Schema, Semantics};
 
 use super::gather::Layout;
-use super::vae::PIXEL_RANGE;
+
+/// Range of the pixels that the autoencoder is given: `u8 / 127.5 - 1`.
+pub(super) const PIXEL_RANGE: [f64; 2] = [-1.0, 1.0];
 
 /// What is stored of each image. Everything is f16.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

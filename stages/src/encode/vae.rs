@@ -18,9 +18,6 @@ use crate::nets::autoencoder::{AutoencoderError, AutoencoderKl, VaeChoice};
 /// Threads that share one operation of one worker on the CPU.
 pub const INTRA_OP_THREADS: i32 = 1;
 
-/// Range of the pixels that the autoencoder is given: `u8 / 127.5 - 1`.
-pub const PIXEL_RANGE: [f64; 2] = [-1.0, 1.0];
-
 /// Why a block could not be encoded.
 #[derive(Debug, thiserror::Error)]
 pub enum VaeEncodeError {
