@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// A part of a shard file, as error messages name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -440,34 +440,6 @@ impl ShardError {
     }
 }
 
-/// [`ShardError::Json`] with the parser's words, which may quote the file.
-pub(crate) fn json(path: &Path, reason: &serde_json::Error) -> ShardError {
-    let mut text = excerpt(&reason.to_string());
-    if text.ends_with("...") {
-        text.push_str(&format!(" at line {} column {}", reason.line(), reason.column()));
-    }
-    ShardError::Json { path: path.to_owned(), reason: text }
-}
-
-/// Text from a file as a message may show it: on one line, without control characters, at most [`EXCERPT`] characters.
-pub(crate) fn excerpt(text: &str) -> String {
-    let mut shown = String::new();
-    for c in text.chars().take(EXCERPT) {
-        if c.is_control() {
-            shown.extend(c.escape_default());
-        } else {
-            shown.push(c);
-        }
-    }
-    if text.chars().nth(EXCERPT).is_some() {
-        shown.push_str("...");
-    }
-    shown
-}
-
-/// Most characters of a file that a message quotes: a few lines of a terminal.
-const EXCERPT: usize = 300;
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -486,16 +458,5 @@ mod tests {
         }
         assert!(error.is_corrupt());
         assert!(!ShardError::NoManifest { path: "data".into() }.is_corrupt());
-    }
-
-    #[test]
-    fn what_a_message_quotes_is_short_and_cannot_drive_a_terminal() {
-        assert_eq!(excerpt("n01440764/été.JPEG"), "n01440764/été.JPEG");
-        assert_eq!(excerpt("a\u{1b}[2J\nb"), "a\\u{1b}[2J\\nb");
-        assert_eq!(excerpt(&"x".repeat(10_000)), format!("{}...", "x".repeat(EXCERPT)));
-        let text = format!("{{\n\"{}\": 1}}", "y".repeat(10_000));
-        let reason = serde_json::from_str::<crate::Schema>(&text).unwrap_err();
-        let message = json(Path::new("x"), &reason).to_string();
-        assert!(message.len() < 600 && message.contains("... at line 2 column 10002"), "{message}");
     }
 }

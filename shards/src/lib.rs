@@ -182,6 +182,7 @@ mod layout;
 mod manifest;
 #[cfg(target_os = "linux")]
 mod map;
+mod quote;
 mod read;
 mod schema;
 mod source;
@@ -198,6 +199,7 @@ pub use layout::{
     MAX_NAME, MAX_RANK, MAX_SAMPLES, VERSION,
 };
 pub use manifest::{MANIFEST, MAX_MANIFEST_LEN, Manifest, Skipped};
+pub use quote::excerpt;
 pub use read::ShardReader;
 pub use schema::{Codec, Column, DType, Header, Schema, Semantics};
 pub use source::Io;

@@ -9,8 +9,9 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::atomic::{AtomicFile, Existing};
-use crate::error::{self, ShardError};
+use crate::error::ShardError;
 use crate::layout::{DATASET_FORMAT, VERSION};
+use crate::quote;
 use crate::schema::{Schema, check_format};
 use crate::statistics::{self, ChannelStats, Histogram};
 use crate::write::ShardEntry;
@@ -105,7 +106,7 @@ impl Manifest {
         if len > MAX_MANIFEST_LEN {
             return Err(too_large(len));
         }
-        let manifest: Self = serde_json::from_slice(&bytes).map_err(|reason| error::json(path, &reason))?;
+        let manifest: Self = serde_json::from_slice(&bytes).map_err(|reason| quote::json(path, &reason))?;
         manifest.check(path)?;
         Ok(manifest)
     }
@@ -120,7 +121,7 @@ impl Manifest {
         self.check(path)?;
         let mut sorted = self.clone();
         sorted.provenance.values_mut().for_each(serde_json::Value::sort_all_objects);
-        let mut text = serde_json::to_vec_pretty(&sorted).map_err(|reason| error::json(path, &reason))?;
+        let mut text = serde_json::to_vec_pretty(&sorted).map_err(|reason| quote::json(path, &reason))?;
         text.push(b'\n');
         if text.len() as u64 > MAX_MANIFEST_LEN {
             let (what, got) = ("the length of the manifest".to_owned(), text.len() as u64);
@@ -143,7 +144,7 @@ impl Manifest {
         let mut seen = HashSet::new();
         for ShardEntry { file, .. } in &self.shards {
             let wrong =
-                |expected| Err(ShardError::ShardName { path: path.to_owned(), name: error::excerpt(file), expected });
+                |expected| Err(ShardError::ShardName { path: path.to_owned(), name: quote::excerpt(file), expected });
             let plain = !file.is_empty() && file != "." && file != ".." && file != MANIFEST;
             // Control characters would reach the terminal with the next error message.
             if !plain || file.contains(|c: char| c == '/' || c == '\\' || c.is_control()) {
@@ -160,7 +161,7 @@ impl Manifest {
         }
         statistics::check(&self.schema, self.samples, &self.stats, &self.histograms).map_err(
             |(field, expected, got)| {
-                let got = error::excerpt(&got);
+                let got = quote::excerpt(&got);
                 ShardError::Field { path: path.to_owned(), field, expected, got }
             },
         )

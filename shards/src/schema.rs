@@ -9,10 +9,11 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{self, Place, ShardError};
+use crate::error::{Place, ShardError};
 use crate::layout::{
     self, MAX_BLOCK_BYTES, MAX_BLOCK_SAMPLES, MAX_COLUMNS, MAX_HEADER_LEN, MAX_NAME, MAX_RANK, PREFIX_LEN,
 };
+use crate::quote;
 
 /// Element type of a column, little-endian.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -186,7 +187,7 @@ impl Schema {
     /// [`ShardError::Field`] with the field, the allowed values and the value found.
     pub fn check(&self, path: &Path) -> Result<(), ShardError> {
         let wrong = |field: String, expected: String, got: String| {
-            let (field, got) = (format!("schema.{field}"), error::excerpt(&got));
+            let (field, got) = (format!("schema.{field}"), quote::excerpt(&got));
             Err(ShardError::Field { path: path.to_owned(), field, expected, got })
         };
         if self.columns.is_empty() || self.columns.len() > MAX_COLUMNS {
@@ -288,7 +289,7 @@ impl Header {
         // Without effect unless some crate of the build turns on serde_json's `preserve_order`: then the order in
         // which a caller filled nested objects would otherwise reach the bytes.
         sorted.provenance.values_mut().for_each(serde_json::Value::sort_all_objects);
-        let mut bytes = serde_json::to_vec(&sorted).map_err(|reason| error::json(path, &reason))?;
+        let mut bytes = serde_json::to_vec(&sorted).map_err(|reason| quote::json(path, &reason))?;
         let end = (PREFIX_LEN + bytes.len()).next_multiple_of(layout::ALIGNMENT);
         bytes.resize(end - PREFIX_LEN, b' ');
         if bytes.len() > MAX_HEADER_LEN {
@@ -304,7 +305,7 @@ impl Header {
 
     /// Parses and checks a header.
     pub(crate) fn from_bytes(path: &Path, bytes: &[u8]) -> Result<Self, ShardError> {
-        let header: Self = serde_json::from_slice(bytes).map_err(|reason| error::json(path, &reason))?;
+        let header: Self = serde_json::from_slice(bytes).map_err(|reason| quote::json(path, &reason))?;
         header.check(path)?;
         Ok(header)
     }
@@ -317,7 +318,7 @@ pub(crate) fn check_format(path: &Path, format: &str, expected: &str, version: u
             path: path.to_owned(),
             field: "format".into(),
             expected: format!("{expected:?}"),
-            got: error::excerpt(&format!("{format:?}")),
+            got: quote::excerpt(&format!("{format:?}")),
         });
     }
     if version != layout::VERSION {

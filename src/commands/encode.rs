@@ -242,12 +242,12 @@ pub(crate) fn encode(args: &EncodeArgs, runtime: &Runtime) -> Result<Encoded> {
     let mut progress = Progress::new("encoding", total);
     let encoders = devices.len();
     #[rustfmt::skip]
-    let finished = Flow::from(ListImages::at(list, positions))              //   -> ImageRef
-        .then(decoder).workers(workers)                                          //   -> Decoded       u8 [H, W, 3]
+    let finished = Flow::from(ListImages::at(list, positions))                   // -> ImageRef
+        .then(decoder).workers(workers)                                          // -> Decoded       u8 [H, W, 3]
         .depth(1) // whole pictures: one may wait, beside the one that each worker is at
-        .then(AdmCrop::to(args.size, args.resize.into())).workers(workers)         //   -> Decoded       u8 [S, S, 3]
-        .regroup(Gather::new(layout, args.size))                                 //   -> PixelBatch    u8 [B, 3, S, S]
-        .then(VaeEncode::on(choice, devices, kind, store)).workers(encoders)     //   -> MomentsBatch  f16 [B, C, h, w] each
+        .then(AdmCrop::to(args.size, args.resize.into())).workers(workers)       // -> Decoded       u8 [S, S, 3]
+        .regroup(Gather::new(layout, args.size))                                 // -> PixelBatch    u8 [B, 3, S, S]
+        .then(VaeEncode::on(choice, devices, kind, store)).workers(encoders)     // -> MomentsBatch  f16 [B, C, h, w] each
         .into(writer)
         .observe(progress.interval(), move |report| {
             let done = (first + ending::encoded(report, layout)).min(total);

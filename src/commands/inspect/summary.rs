@@ -6,7 +6,7 @@ use std::fmt;
 use anyhow::{Result, bail};
 use serde::Serialize;
 use serde_json::Value;
-use shards::{Dataset, Schema, Skipped, flags};
+use shards::{Dataset, Schema, Skipped, excerpt, flags};
 use stages::encode::list::wnids;
 use stages::exchange::channels::channel_means;
 
@@ -203,7 +203,7 @@ impl fmt::Display for Summary {
                 name if name == class => String::new(),
                 name => format!("  {name}"),
             };
-            writeln!(f, "  {:<24} {count:>7}{name}", printable(class))?;
+            writeln!(f, "  {:<24} {count:>7}{name}", excerpt(class))?;
         }
         and_more(f, self.classes.len(), MOST_CLASSES)?;
         let Flags { png, cmyk, grey, alpha } = self.flags;
@@ -227,7 +227,7 @@ impl fmt::Display for Summary {
         if !self.skipped.is_empty() {
             writeln!(f, "\n{} files were skipped", self.skipped.len())?;
             for Skipped { key, reason } in self.skipped.iter().take(MOST_SKIPPED) {
-                writeln!(f, "  {}: {}", printable(key), printable(reason))?;
+                writeln!(f, "  {}: {}", excerpt(key), excerpt(reason))?;
             }
             and_more(f, self.skipped.len(), MOST_SKIPPED)?;
         }
@@ -236,12 +236,7 @@ impl fmt::Display for Summary {
             let Record { position, shard, key, label, class, source_index, flags, channel_means } = record;
             writeln!(f, "\nsample {position} ({shard})")?;
             let class = class.as_deref().unwrap_or("without a name");
-            writeln!(
-                f,
-                "  {}, class {label} ({}), number {source_index} of its source",
-                printable(key),
-                printable(class)
-            )?;
+            writeln!(f, "  {}, class {label} ({}), number {source_index} of its source", excerpt(key), excerpt(class))?;
             if !flags.is_empty() {
                 writeln!(f, "  {}", flags.join(", "))?;
             }
@@ -259,8 +254,8 @@ fn facts(f: &mut fmt::Formatter<'_>, key: &str, value: &Value) -> fmt::Result {
     match value {
         Value::Object(object) => object.iter().try_for_each(|(name, value)| facts(f, &format!("{key}.{name}"), value)),
         Value::Null => Ok(()),
-        Value::String(text) => writeln!(f, "  {:<28} {}", printable(key), printable(text)),
-        value => writeln!(f, "  {:<28} {value}", printable(key)),
+        Value::String(text) => writeln!(f, "  {:<28} {}", excerpt(key), excerpt(text)),
+        value => writeln!(f, "  {:<28} {value}", excerpt(key)),
     }
 }
 
@@ -269,9 +264,4 @@ fn and_more(f: &mut fmt::Formatter<'_>, all: usize, shown: usize) -> fmt::Result
         None | Some(0) => Ok(()),
         Some(more) => writeln!(f, "  and {more} more"),
     }
-}
-
-/// A text of the dataset, which may come from anywhere, without what would drive a terminal.
-fn printable(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
