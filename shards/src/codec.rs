@@ -9,6 +9,7 @@ use std::fmt;
 
 use zstd::zstd_safe::{self, CCtx, DCtx};
 
+use crate::interleave::interleave;
 use crate::schema::{Codec, DType};
 
 /// Memory that one thread reuses for all its reads, from any number of shards: after the largest block has been read
@@ -55,32 +56,35 @@ impl Inflater {
         frame: &[u8],
         out: &mut [u8],
     ) -> Result<(), &'static str> {
+        let Codec::ShuffleZstd { .. } = codec else { return self.decode_planes(codec, frame, out) };
+        let mut planes = std::mem::take(&mut self.planes);
+        // Grows only: the first `out.len()` bytes are used, whatever is behind them.
+        if planes.len() < out.len() {
+            planes.resize(out.len(), 0);
+        }
+        let inflated = match planes.get_mut(..out.len()) {
+            Some(target) => self.inflate(frame, target).and_then(|()| {
+                let values = 0..target.len() / dtype.width();
+                interleave(target, dtype, values, out).map_err(|_| "half a value")
+            }),
+            None => Err("no room for the planes"),
+        };
+        self.planes = planes;
+        inflated
+    }
+
+    /// As [`Inflater::decode`], but byte planes stay planes.
+    pub(crate) fn decode_planes(&mut self, codec: Codec, frame: &[u8], out: &mut [u8]) -> Result<(), &'static str> {
         match codec {
             Codec::None => {
                 if frame.len() != out.len() {
                     return Err("raw bytes of the wrong length");
                 }
                 out.copy_from_slice(frame);
+                Ok(())
             }
-            Codec::Zstd { .. } => self.inflate(frame, out)?,
-            Codec::ShuffleZstd { .. } => {
-                let mut planes = std::mem::take(&mut self.planes);
-                // Grows only: the first `out.len()` bytes are used, whatever is behind them.
-                if planes.len() < out.len() {
-                    planes.resize(out.len(), 0);
-                }
-                let inflated = match planes.get_mut(..out.len()) {
-                    Some(target) => self.inflate(frame, target).map(|()| match dtype {
-                        DType::F16 => unshuffle::<2>(target, out),
-                        DType::F32 => unshuffle::<4>(target, out),
-                    }),
-                    None => Err("no room for the planes"),
-                };
-                self.planes = planes;
-                inflated?;
-            }
+            Codec::Zstd { .. } | Codec::ShuffleZstd { .. } => self.inflate(frame, out),
         }
-        Ok(())
     }
 
     /// Inflates exactly one standard zstd frame into exactly `out`. The length comes from the caller, not from the
@@ -164,29 +168,6 @@ fn shuffle<const W: usize>(values: &[u8], planes: &mut [u8]) {
     for (p, plane) in planes.chunks_exact_mut((values.len() / W).max(1)).enumerate() {
         for (to, value) in plane.iter_mut().zip(values.as_chunks::<W>().0) {
             *to = value[p];
-        }
-    }
-}
-
-/// The inverse of [`shuffle`].
-fn unshuffle<const W: usize>(planes: &[u8], values: &mut [u8]) {
-    let len = values.len() / W;
-    if len == 0 {
-        return;
-    }
-    let (values, _) = values.as_chunks_mut::<W>();
-    // Whole values are written at once: a pass per plane would read and write the output W times.
-    if W == 2 {
-        let (low, high) = planes.split_at(len);
-        for ((value, &low), &high) in values.iter_mut().zip(low).zip(high) {
-            value[0] = low;
-            value[1] = high;
-        }
-    } else {
-        for (p, plane) in planes.chunks_exact(len).enumerate() {
-            for (value, &byte) in values.iter_mut().zip(plane) {
-                value[p] = byte;
-            }
         }
     }
 }

@@ -36,7 +36,15 @@ fn read_all(reader: &ShardReader) -> Result<Vec<Vec<u8>>, ShardError> {
     for block in 0..reader.blocks() {
         for (column, declared) in reader.columns().iter().enumerate() {
             let mut out = vec![0; reader.block_len(block) * declared.sample_bytes()];
-            reader.read_block(block, column, &mut out, &mut scratch)?;
+            let read = reader.read_block(block, column, &mut out, &mut scratch);
+            let mut planes = vec![0; out.len()];
+            let as_planes = reader.read_planes(block, column, &mut planes, &mut scratch);
+            assert_eq!(format!("{read:?}"), format!("{as_planes:?}"));
+            match (&read, reader.verify_block(block, column, &mut scratch)) {
+                (Ok(()) | Err(ShardError::Inflate { .. }), verified) => verified.unwrap(),
+                (Err(_), verified) => assert_eq!(format!("{read:?}"), format!("{verified:?}")),
+            }
+            read?;
             all.push(out);
         }
     }

@@ -81,7 +81,8 @@
 //! others.
 //!
 //! **Checksums.** `header_xxh3`, `footer_xxh3` and `tail_xxh3` are checked when a shard is opened, the one of a frame whenever it is read and
-//! before it is inflated, `body_xxh3` by [`ShardReader::verify`]. Together they cover every byte but the prefix, whose
+//! before it is inflated, `body_xxh3` by [`ShardReader::verify`]. Only what is taken from [`ShardReader::in_place`] is not
+//! checked until [`ShardReader::verify_block`] is called. Together they cover every byte but the prefix, whose
 //! fields are each compared with the rest. `body_xxh3` stands for the shard's contents in the manifest; with Python it
 //! is `xxhash.xxh3_64_intdigest(raw[32:-64])`. They find accidents, not forgeries: xxh3 is not cryptographic.
 //!
@@ -103,6 +104,8 @@
 //!
 //! **Reading while files change.** A file that is cut short after it was opened gives [`ShardError::Shrank`] or a wrong checksum,
 //! never a crash, with every [`Io`]: a mapping is guarded by a SIGBUS handler, installed when the first shard is mapped.
+//! Bytes that are copied out of the mapping itself ([`ShardReader::in_place`]) need a look at [`ShardReader::intact`]
+//! afterwards.
 //!
 //! # Reading a shard in Python
 //!
@@ -178,6 +181,7 @@ mod codec;
 mod dataset;
 mod error;
 mod footer;
+mod interleave;
 mod layout;
 mod manifest;
 #[cfg(target_os = "linux")]
@@ -194,6 +198,7 @@ mod write;
 pub use codec::Scratch;
 pub use dataset::{BlockRef, Dataset, SampleRef};
 pub use error::{Place, ShardError};
+pub use interleave::{NoSuchValues, interleave};
 pub use layout::{
     MAGIC, MAX_BLOCK_BYTES, MAX_BLOCK_SAMPLES, MAX_COLUMNS, MAX_FRAMES, MAX_HEADER_LEN, MAX_KEY_LEN, MAX_KEYS_LEN,
     MAX_NAME, MAX_RANK, MAX_SAMPLES, VERSION,

@@ -99,12 +99,15 @@ impl Map {
 
     /// `len` bytes from `off`; `None` outside of the mapping.
     pub(crate) fn bytes(&self, off: usize, len: usize) -> Option<&[u8]> {
-        let bytes = self.map.get(off..off.checked_add(len)?)?;
+        self.map.get(off..off.checked_add(len)?)
+    }
+
+    /// Starts reading `len` bytes from `off` as one request. Advice only: where it is refused, pages are read as they are
+    /// touched.
+    pub(crate) fn read_ahead(&self, off: usize, len: usize) {
         if len > 0 {
-            // Starts reading ahead as one request. Advice only: where it is refused, pages are read as they are touched.
             let _ = self.map.advise_range(Advice::WillNeed, off, len);
         }
-        Some(bytes)
     }
 
     /// True once any page could not be read: bytes that were taken from the mapping before this call may then be zeros.
@@ -277,6 +280,37 @@ mod tests {
         assert!(matches!(reports[..], [ShardError::Shrank { .. }]) && verified.bad == 1, "{reports:?}");
         whole.verify(&mut |error| panic!("{error}"));
         assert_eq!(read(&whole, 1, &mut scratch).unwrap(), before);
+    }
+
+    #[test]
+    fn bytes_taken_in_place_are_in_doubt_once_the_shard_was_cut_short_and_not_before() {
+        let Some(dir) = std::env::var_os(CHILD) else {
+            let output = rerun("bytes_taken_in_place_are_in_doubt_once_the_shard_was_cut_short_and_not_before");
+            assert!(
+                output.status.success() && String::from_utf8_lossy(&output.stdout).contains("1 passed"),
+                "{output:?}"
+            );
+            return;
+        };
+        let path = Path::new(&dir).join("cut.lat");
+        fixture::write(&path, fixture::header(64), fixture::SAMPLES).unwrap();
+        let reader = ShardReader::open(&path, Io::Mmap).unwrap();
+        // Column 1 is stored as it is.
+        let (block, column, mut scratch) = (1, 1, Scratch::new());
+        reader.verify_block(block, column, &mut scratch).unwrap();
+        let values = reader.in_place(block, column).unwrap();
+        let before = values.to_vec();
+        reader.intact(block, column).unwrap();
+        cut(&path, 4096);
+        reader.intact(block, column).expect("nothing has been taken since");
+        assert_ne!(values.to_vec(), before, "zeros in place of what is gone");
+        let place = Place::Frame { block, column };
+        let shrank =
+            |result: Result<(), ShardError>| matches!(result, Err(ShardError::Shrank { place: at, .. }) if at == place);
+        assert!(shrank(reader.intact(block, column)));
+        assert!(shrank(reader.verify_block(block, column, &mut scratch)));
+        assert!(shrank(reader.read_planes(block, column, &mut vec![0; before.len()], &mut scratch)));
+        assert_eq!(reader.in_place(block, column).map(<[u8]>::len), Some(before.len()), "readable, if not right");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::codec::{Inflater, Scratch};
 use crate::error::{Place, ShardError};
 use crate::footer::{Footer, Frame};
 use crate::layout::{COUNTS_LEN, MAX_FOOTER_LEN, PREFIX_LEN, Prefix, TAIL_LEN, Tail};
-use crate::schema::{Column, Header};
+use crate::schema::{Codec, Column, Header};
 use crate::source::{Io, Source};
 use crate::verify::Verified;
 
@@ -177,21 +177,66 @@ impl ShardReader {
         out: &mut [u8],
         scratch: &mut Scratch,
     ) -> Result<(), ShardError> {
-        let path = || self.path.clone();
-        let columns = self.columns().len();
-        let declared = self.columns().get(column);
-        let declared = declared.ok_or_else(|| ShardError::NoSuchColumn { path: path(), column, columns })?;
-        let frame = block.checked_mul(columns).and_then(|row| self.footer.frames.get(row + column));
-        let frame = *frame.ok_or_else(|| ShardError::NoSuchBlock { path: path(), block, blocks: self.blocks() })?;
-        let (expected, got) = (self.block_len(block) * declared.sample_bytes(), out.len());
-        if expected != got {
-            return Err(ShardError::BufferLength { path: path(), block, column, expected, got });
-        }
-        let Scratch { frame: buffer, inflater } = scratch;
+        let decode = |inflater: &mut Inflater, declared: &Column, frame: &[u8], out: &mut [u8]| {
+            inflater.decode(declared.codec, declared.dtype, frame, out)
+        };
+        self.read(block, column, out, scratch, decode)
+    }
+
+    /// As [`ShardReader::read_block`], but [`Codec::ShuffleZstd`] is inflated straight into `out` and left as byte
+    /// planes: all first bytes of the block's values, then all second bytes, and so on ([`Codec::planes`] of them). With
+    /// the other codecs there is one plane, and it holds the values as they are.
+    ///
+    /// # Errors
+    /// Those of [`ShardReader::read_block`].
+    pub fn read_planes(
+        &self,
+        block: usize,
+        column: usize,
+        out: &mut [u8],
+        scratch: &mut Scratch,
+    ) -> Result<(), ShardError> {
+        let decode = |inflater: &mut Inflater, declared: &Column, frame: &[u8], out: &mut [u8]| {
+            inflater.decode_planes(declared.codec, frame, out)
+        };
+        self.read(block, column, out, scratch, decode)
+    }
+
+    /// Compares the checksum of the stored bytes of one column of one block. Nothing is inflated: this is all that
+    /// there is to check with [`Codec::None`], and not enough with the other codecs.
+    ///
+    /// # Errors
+    /// [`ShardError::NoSuchBlock`], [`ShardError::NoSuchColumn`]; [`ShardError::Checksum`], [`ShardError::Shrank`],
+    /// [`ShardError::Io`].
+    pub fn verify_block(&self, block: usize, column: usize, scratch: &mut Scratch) -> Result<(), ShardError> {
+        let (_, frame) = self.locate(block, column)?;
         let place = Place::Frame { block, column };
-        // Even a success is in doubt: the file may have been cut short between the checksum and the end of the frame.
-        let decoded = self.decode(frame, place, declared, out, buffer, inflater);
-        self.source.unless_faulted(&self.path, place, decoded)
+        let checked = self.checked(frame, place, &mut scratch.frame).map(|_| ());
+        self.source.unless_faulted(&self.path, place, checked)
+    }
+
+    /// The values of one column of one block where they lie: `block_len * sample_bytes` bytes, one sample after the
+    /// other. `None` where the codec is not [`Codec::None`], where the file is neither mapped nor in memory, and where
+    /// there is no such block or column.
+    ///
+    /// The bytes are **not verified**: call [`ShardReader::verify_block`] before they are used for the first time, and
+    /// [`ShardReader::intact`] whenever some have been copied.
+    pub fn in_place(&self, block: usize, column: usize) -> Option<&[u8]> {
+        let (declared, frame) = self.locate(block, column).ok()?;
+        match declared.codec {
+            // Opening has checked that the frame has the length that the schema gives.
+            Codec::None => self.source.in_place(frame.off, frame.len as usize),
+            Codec::Zstd { .. } | Codec::ShuffleZstd { .. } => None,
+        }
+    }
+
+    /// Whether what has been taken from [`ShardReader::in_place`] until now was in the file. Block and column are only
+    /// named in the error: a file that was cut short is in doubt as a whole, and remains so.
+    ///
+    /// # Errors
+    /// [`ShardError::Shrank`]: bytes may have been zeros in place of what could not be read.
+    pub fn intact(&self, block: usize, column: usize) -> Result<(), ShardError> {
+        self.source.unless_faulted(&self.path, Place::Frame { block, column }, Ok(()))
     }
 
     /// Bytes that were read and checked when it was opened: all but the frames.
@@ -244,22 +289,49 @@ impl ShardReader {
         self.source.unless_faulted(&self.path, Place::Body, checked)
     }
 
-    fn decode(
+    /// What the schema and the footer say of one column of one block.
+    fn locate(&self, block: usize, column: usize) -> Result<(&Column, Frame), ShardError> {
+        let path = || self.path.clone();
+        let columns = self.columns().len();
+        let declared = self.columns().get(column);
+        let declared = declared.ok_or_else(|| ShardError::NoSuchColumn { path: path(), column, columns })?;
+        let frame = block.checked_mul(columns).and_then(|row| self.footer.frames.get(row + column));
+        let frame = *frame.ok_or_else(|| ShardError::NoSuchBlock { path: path(), block, blocks: self.blocks() })?;
+        Ok((declared, frame))
+    }
+
+    /// Reads one column of one block, verifies it, and has `decode` make `out` of it.
+    fn read(
         &self,
-        frame: Frame,
-        place: Place,
-        declared: &Column,
+        block: usize,
+        column: usize,
         out: &mut [u8],
-        buffer: &mut Vec<u8>,
-        inflater: &mut Inflater,
+        scratch: &mut Scratch,
+        decode: impl FnOnce(&mut Inflater, &Column, &[u8], &mut [u8]) -> Result<(), &'static str>,
     ) -> Result<(), ShardError> {
+        let (declared, frame) = self.locate(block, column)?;
+        let (expected, got) = (self.block_len(block) * declared.sample_bytes(), out.len());
+        if expected != got {
+            return Err(ShardError::BufferLength { path: self.path.clone(), block, column, expected, got });
+        }
+        let Scratch { frame: buffer, inflater } = scratch;
+        let place = Place::Frame { block, column };
+        let decoded = self.checked(frame, place, buffer).and_then(|bytes| {
+            let inflate = |reason: &str| {
+                let (path, reason) = (self.path.clone(), reason.to_owned());
+                ShardError::Inflate { path, place, reason }
+            };
+            decode(inflater, declared, bytes, out).map_err(inflate)
+        });
+        // Even a success is in doubt: the file may have been cut short between the checksum and the end of the frame.
+        self.source.unless_faulted(&self.path, place, decoded)
+    }
+
+    /// The stored bytes of a frame, in place or in `buffer`, with the right checksum.
+    fn checked<'a>(&'a self, frame: Frame, place: Place, buffer: &'a mut Vec<u8>) -> Result<&'a [u8], ShardError> {
         let bytes = self.source.bytes(&self.path, frame.off, frame.len as usize, buffer, place)?;
         check_hash(&self.path, place, frame.xxh3, xxh3_64(bytes))?;
-        inflater.decode(declared.codec, declared.dtype, bytes, out).map_err(|reason| ShardError::Inflate {
-            path: self.path.clone(),
-            place,
-            reason: reason.to_owned(),
-        })
+        Ok(bytes)
     }
 }
 
@@ -281,7 +353,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{Codec, DType, SampleMeta, Schema, Semantics, ShardWriter};
+    use crate::{DType, SampleMeta, Schema, Semantics, ShardWriter, interleave};
 
     #[test]
     fn readers_are_shared_and_scratch_is_moved_between_threads() {
@@ -304,9 +376,40 @@ mod tests {
         let mut grown = Vec::new();
         for block in [0, 1, 0, 1, 0] {
             reader.read_block(block, 0, &mut out, &mut scratch).unwrap();
+            reader.read_planes(block, 0, &mut out, &mut scratch).unwrap();
             grown.push(format!("{scratch:?}"));
         }
         assert!(grown[1..].iter().all(|after| *after == grown[1]), "{grown:?}");
+    }
+
+    #[test]
+    fn planes_are_the_bytes_of_the_values_by_their_place_and_need_no_scratch_for_planes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.lat");
+        crate::fixture::write(&path, crate::fixture::header(64), 130).unwrap();
+        let reader = ShardReader::open(&path, Io::Ram).unwrap();
+        let (mut scratch, untouched) = (Scratch::new(), format!("{:?}", Scratch::new()));
+        for (c, declared) in reader.columns().iter().enumerate() {
+            let raw = crate::fixture::raw(c, declared, 64..128);
+            let mut planes = vec![0; raw.len()];
+            reader.read_planes(1, c, &mut planes, &mut scratch).unwrap();
+            let count = declared.codec.planes(declared.dtype);
+            let expected: Vec<u8> = (0..count).flat_map(|p| raw.iter().skip(p).step_by(count).copied()).collect();
+            assert_eq!(planes, expected, "{}", declared.name);
+        }
+        assert_eq!(format!("{scratch:?}"), untouched);
+    }
+
+    #[test]
+    fn nothing_is_in_place_that_is_not_raw_or_not_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.lat");
+        crate::fixture::write(&path, crate::fixture::header(64), 130).unwrap();
+        let reader = ShardReader::open(&path, Io::Ram).unwrap();
+        assert_eq!(reader.columns()[1].codec, Codec::None);
+        let found = |block, column| reader.in_place(block, column).map(<[u8]>::len);
+        assert_eq!([found(0, 1), found(2, 1)], [Some(64 * 32), Some(2 * 32)]);
+        assert_eq!([found(0, 0), found(0, 2), found(0, 3), found(3, 1), found(usize::MAX, 1)], [None; 5]);
     }
 
     fn columns() -> impl Strategy<Value = Vec<Column>> {
@@ -403,6 +506,20 @@ mod tests {
                         let mut out = vec![0xee; expected.len()];
                         reader.read_block(block, c, &mut out, &mut scratch).unwrap();
                         prop_assert_eq!(&out[..], expected);
+                        reader.verify_block(block, c, &mut scratch).unwrap();
+                        let Column { dtype, codec, .. } = schema.columns[c];
+                        let mut planes = vec![0xee; expected.len()];
+                        reader.read_planes(block, c, &mut planes, &mut scratch).unwrap();
+                        if codec.planes(dtype) > 1 {
+                            prop_assert_eq!(codec.planes(dtype), dtype.width());
+                            out.fill(0xee);
+                            interleave(&planes, dtype, 0..planes.len() / dtype.width(), &mut out).unwrap();
+                            planes.copy_from_slice(&out);
+                        }
+                        prop_assert_eq!(&planes[..], expected);
+                        let in_memory = codec == Codec::None && !matches!(reader.source, Source::Pread(_));
+                        prop_assert_eq!(reader.in_place(block, c), in_memory.then_some(expected));
+                        reader.intact(block, c).unwrap();
                     }
                 }
                 let verified = reader.verify(&mut |error| panic!("{error}"));

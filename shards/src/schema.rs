@@ -72,6 +72,15 @@ impl Codec {
         }
     }
 
+    /// Byte planes in which [`crate::ShardReader::read_planes`] gives values of `dtype`: as many as a value has bytes with
+    /// [`Codec::ShuffleZstd`]; 1, the values as they are, with the others.
+    pub const fn planes(self, dtype: DType) -> usize {
+        match self {
+            Self::None | Self::Zstd { .. } => 1,
+            Self::ShuffleZstd { .. } => dtype.width(),
+        }
+    }
+
     /// The zstd level; `None` for [`Codec::None`].
     pub const fn level(self) -> Option<i32> {
         match self {

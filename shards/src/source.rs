@@ -68,27 +68,35 @@ impl Source {
         buffer: &'a mut Vec<u8>,
         place: Place,
     ) -> Result<&'a [u8], ShardError> {
+        let shrank = || ShardError::Shrank { path: path.to_owned(), place };
         match self {
             Self::Pread(file) => {
                 if buffer.len() < len {
                     buffer.resize(len, 0);
                 }
-                let shrank = || ShardError::Shrank { path: path.to_owned(), place };
                 let target = buffer.get_mut(..len).ok_or_else(shrank)?;
                 read_exact_at(path, file, target, off, place)?;
                 Ok(target)
             }
             #[cfg(target_os = "linux")]
             Self::Mmap(map) => {
-                let start = usize::try_from(off).ok();
-                let bytes = start.and_then(|start| map.bytes(start, len));
-                bytes.ok_or_else(|| ShardError::Shrank { path: path.to_owned(), place })
+                let bytes = self.in_place(off, len).ok_or_else(shrank)?;
+                map.read_ahead(off as usize, len);
+                Ok(bytes)
             }
-            Self::Ram(bytes) => {
-                let start = usize::try_from(off).ok();
-                let range = start.and_then(|start| bytes.get(start..start.checked_add(len)?));
-                range.ok_or_else(|| ShardError::Shrank { path: path.to_owned(), place })
-            }
+            Self::Ram(_) => self.in_place(off, len).ok_or_else(shrank),
+        }
+    }
+
+    /// `len` bytes from `off` where they are in memory; `None` where they are not, or outside of the file. Nothing is read
+    /// ahead: the caller may want only some of them.
+    pub(crate) fn in_place(&self, off: u64, len: usize) -> Option<&[u8]> {
+        let start = usize::try_from(off).ok()?;
+        match self {
+            Self::Pread(_) => None,
+            #[cfg(target_os = "linux")]
+            Self::Mmap(map) => map.bytes(start, len),
+            Self::Ram(bytes) => bytes.get(start..start.checked_add(len)?),
         }
     }
 
