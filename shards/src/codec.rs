@@ -9,7 +9,7 @@ use std::fmt;
 
 use zstd::zstd_safe::{self, CCtx, DCtx};
 
-use crate::interleave::interleave;
+use crate::interleave::interleave_all;
 use crate::schema::{Codec, DType};
 
 /// Memory that one thread reuses for all its reads, from any number of shards: after the largest block has been read
@@ -63,10 +63,9 @@ impl Inflater {
             planes.resize(out.len(), 0);
         }
         let inflated = match planes.get_mut(..out.len()) {
-            Some(target) => self.inflate(frame, target).and_then(|()| {
-                let values = 0..target.len() / dtype.width();
-                interleave(target, dtype, values, out).map_err(|_| "half a value")
-            }),
+            Some(target) => self
+                .inflate(frame, target)
+                .and_then(|()| interleave_all(target, dtype, out).map_err(|_| "half a value")),
             None => Err("no room for the planes"),
         };
         self.planes = planes;
