@@ -6,11 +6,11 @@
 //!
 //! A loader takes samples at random out of many megabytes and puts them where no CPU looks for a while, so memory decides
 //! how fast this is. Three things help, on a CPU with AVX2 (GB/s of output for samples of 4,096 f16 values out of 1 GiB of
-//! planes into a ring of five batches of 4 MiB, on one core of an AMD EPYC with a busy neighbour; memcpy of as many bytes:
-//! 5.3, a plain loop: 6.0, 32 values at a time: 7.0): to write past the caches, which saves reading what is overwritten
-//! (7.7); to ask for the beginning of the next sample before this one is written (9.2 with both); and to copy plain values
-//! in two places at a time, since the CPU reads ahead only within a page and in each place by itself (samples of 8 KiB out
-//! of a mapped file, read again by a consumer: memcpy 4.7, so 6.3). Elsewhere plain loops give the same bytes.
+//! planes into a ring of five batches of 4 MiB, on one core of a busy AMD EPYC; memcpy of as many bytes: 5.0, a plain
+//! loop: 5.9, 32 values at a time: 6.6): to write past the caches, which saves reading what is overwritten (7.2); to ask
+//! for the beginning of the next sample before this one is written (8.1 with both); and to copy plain values in two places
+//! at a time, since the CPU reads ahead only within a page and in each place by itself (samples of 8 KiB out of a mapped
+//! file, with a consumer that reads the batch: memcpy 4.9, so 6.3). Elsewhere plain loops give the same bytes.
 
 #![cfg_attr(
     target_arch = "x86_64",
