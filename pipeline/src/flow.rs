@@ -12,8 +12,9 @@ use crossbeam_channel::bounded;
 
 use crate::error::{BoxError, FlowError, PlanError};
 use crate::link::{Inlet, Outlet, link};
-use crate::meter::{Gauge, Report};
+use crate::meter::Gauge;
 use crate::node::{self, Body, Node};
+use crate::report::Report;
 use crate::run::{self, Finished, Observer, Runtime};
 use crate::stage::{Regroup, Sink, Source, Stage, Worker};
 
@@ -148,6 +149,9 @@ impl<T: Send + 'static, M> Flow<T, M> {
                 }
                 Err(_) => fault = fault.or(Some(PlanError::UnusedBranch { branch: index })),
             }
+            // The split goes to `at`, in front of all branches.
+            let behind = nodes.len() + 1 - at;
+            line.nodes.iter_mut().take(1).for_each(|first| first.behind = behind);
             nodes.append(&mut line.nodes);
             collects.push(line.collect);
             observers.append(&mut line.observers);
@@ -269,6 +273,8 @@ mod tests {
             "Keep[cuda:1.1]",
         ];
         assert_eq!(names, expected);
+        let upstream: Vec<_> = finished.report.stages.iter().map(|stage| stage.upstream).collect();
+        assert_eq!(upstream, [None, Some(0), Some(1), Some(2), Some(2), Some(1), Some(5), Some(5)]);
     }
 
     #[test]

@@ -107,6 +107,7 @@ mod meter;
 mod node;
 #[cfg(test)]
 mod properties;
+mod report;
 mod run;
 mod slab;
 mod stage;
@@ -116,7 +117,7 @@ mod supervision;
 
 pub use error::{BoxError, FlowError, Panicked, PlanError};
 pub use flow::{Flow, Line, Parallel, Serial};
-pub use meter::{Report, StageReport};
+pub use report::{AtWork, Report, StageReport, Task, Wait, Waiting};
 pub use run::{Finished, Runtime};
 pub use slab::{Slab, Slabs};
 pub use stage::{Emit, End, Regroup, Sink, Source, Stage, Worker};

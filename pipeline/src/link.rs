@@ -33,7 +33,8 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use crate::meter::{Gauge, Nanos};
+use crate::meter::Gauge;
+use crate::report::Wait;
 use crate::stop::{Stop, Stopped};
 
 /// Makes a link with room for `room` items, at least 1.
@@ -44,7 +45,7 @@ pub(crate) fn link<T>(room: usize) -> (Outlet<T>, Inlet<T>) {
     for _ in 0..room {
         free.send(()).expect("the channel has capacity for every token and its receiver is in scope");
     }
-    let gauge = Arc::new(Gauge::default());
+    let gauge = Arc::new(Gauge::new(room));
     let outlet = Outlet { slots: fill.into(), places, gauge: Arc::clone(&gauge) };
     (outlet, Inlet { slots: take.into(), free, next: 0, gauge })
 }
@@ -88,8 +89,8 @@ impl<T> Clone for Outlet<T> {
 
 impl<T> Outlet<T> {
     /// Waits for a free place. The caller must not take its item before it has one.
-    pub(crate) fn reserve(&self, stop: &Stop, blocked: &Nanos) -> Result<Place<'_, T>, Refused> {
-        match stop.recv(&self.places, blocked) {
+    pub(crate) fn reserve(&self, stop: &Stop) -> Result<Place<'_, T>, Refused> {
+        match stop.recv(&self.places, Wait::Blocked) {
             Ok(Some(())) => Ok(Place(self)),
             Ok(None) => Err(Refused::Gone),
             Err(Stopped) => Err(Refused::Stopped),
@@ -109,13 +110,14 @@ impl<T> Place<'_, T> {
 
 impl<T> Inlet<T> {
     /// The next item and its ticket, or `None` at the end of the stream.
-    pub(crate) fn recv(&mut self, stop: &Stop, starved: &Nanos) -> Result<Option<(u64, T)>, Stopped> {
-        let Some(item) = stop.recv(&self.slots[slot(self.next, self.slots.len())], starved)? else {
+    pub(crate) fn recv(&mut self, stop: &Stop) -> Result<Option<(u64, T)>, Stopped> {
+        let found = self.gauge.queued();
+        let Some(item) = stop.recv(&self.slots[slot(self.next, self.slots.len())], Wait::Starved)? else {
             return Ok(None);
         };
         // There are as many tokens as places, so this is never full; it fails when the producers are done.
         let _ = self.free.try_send(());
-        self.gauge.received();
+        self.gauge.received(found);
         let ticket = self.next;
         self.next += 1;
         Ok(Some((ticket, item)))
@@ -145,8 +147,8 @@ impl<T> SerialOutlet<T> {
     }
 
     /// Sends the next item, when there is room.
-    pub(crate) fn send(&mut self, item: T, stop: &Stop, blocked: &Nanos) -> Result<(), Refused> {
-        let sent = self.outlet.reserve(stop, blocked).and_then(|place| place.fill(self.next, item));
+    pub(crate) fn send(&mut self, item: T, stop: &Stop) -> Result<(), Refused> {
+        let sent = self.outlet.reserve(stop).and_then(|place| place.fill(self.next, item));
         self.next += 1;
         self.gone |= sent == Err(Refused::Gone);
         sent
@@ -165,7 +167,7 @@ mod tests {
     use super::*;
 
     fn reserve<T>(outlet: &Outlet<T>) -> Place<'_, T> {
-        outlet.reserve(&Stop::never(), &Nanos::default()).unwrap()
+        outlet.reserve(&Stop::never()).unwrap()
     }
 
     #[test]
@@ -176,7 +178,7 @@ mod tests {
                 reserve(&outlet).fill(ticket, ticket).unwrap();
             }
             assert_eq!(outlet.places.len(), 0);
-            assert_eq!(inlet.recv(&Stop::never(), &Nanos::default()), Ok(Some((0, 0))));
+            assert_eq!(inlet.recv(&Stop::never()), Ok(Some((0, 0))));
             assert_eq!(outlet.places.len(), 1);
         }
     }
@@ -197,8 +199,7 @@ mod tests {
             assert!(ticket == 0 || inlet.slots[0].is_empty());
             place.fill(ticket, ticket * 10).unwrap();
         }
-        let received: Vec<_> =
-            (0..4).map(|_| inlet.recv(&Stop::never(), &Nanos::default()).unwrap().unwrap().1).collect();
+        let received: Vec<_> = (0..4).map(|_| inlet.recv(&Stop::never()).unwrap().unwrap().1).collect();
         assert_eq!(received, [0, 10, 20, 30]);
     }
 
@@ -210,20 +211,33 @@ mod tests {
         drop(outlet);
         reserve(&other).fill(1, 'b').unwrap();
         drop(other);
-        assert_eq!(inlet.recv(&Stop::never(), &Nanos::default()), Ok(Some((0, 'a'))));
-        assert_eq!(inlet.recv(&Stop::never(), &Nanos::default()), Ok(Some((1, 'b'))));
-        assert_eq!(inlet.recv(&Stop::never(), &Nanos::default()), Ok(None));
-        assert_eq!(inlet.recv(&Stop::never(), &Nanos::default()), Ok(None), "the end stays the end");
+        assert_eq!(inlet.recv(&Stop::never()), Ok(Some((0, 'a'))));
+        assert_eq!(inlet.recv(&Stop::never()), Ok(Some((1, 'b'))));
+        assert_eq!(inlet.recv(&Stop::never()), Ok(None));
+        assert_eq!(inlet.recv(&Stop::never()), Ok(None), "the end stays the end");
+    }
+
+    #[test]
+    fn the_mean_fill_is_of_the_items_that_lay_there_when_one_was_taken() {
+        let (outlet, mut inlet) = link(5);
+        for ticket in 0..3 {
+            reserve(&outlet).fill(ticket, ticket).unwrap();
+        }
+        (0..3).for_each(|_| assert!(inlet.recv(&Stop::never()).unwrap().is_some()));
+        drop(outlet);
+        assert_eq!(inlet.recv(&Stop::never()), Ok(None), "the end of the stream is no item");
+        let gauge = inlet.gauge();
+        assert_eq!((gauge.queued_mean(), gauge.queued(), gauge.room()), ((3.0 + 2.0 + 1.0) / 3.0, 0, 5));
     }
 
     #[test]
     fn a_producer_learns_that_its_consumer_is_gone() {
         let (outlet, inlet) = link(1);
         let mut outlet = SerialOutlet::new(outlet);
-        outlet.send(1, &Stop::never(), &Nanos::default()).unwrap();
+        outlet.send(1, &Stop::never()).unwrap();
         drop(inlet);
         assert!(!outlet.is_gone());
-        assert_eq!(outlet.send(2, &Stop::never(), &Nanos::default()), Err(Refused::Gone));
+        assert_eq!(outlet.send(2, &Stop::never()), Err(Refused::Gone));
         assert!(outlet.is_gone());
     }
 
@@ -232,7 +246,7 @@ mod tests {
         let (outlet, _inlet) = link(1);
         let (stop, raise) = Stop::new();
         reserve(&outlet).fill(0, ()).unwrap();
-        let waiting = std::thread::spawn(move || outlet.reserve(&stop, &Nanos::default()).err());
+        let waiting = std::thread::spawn(move || outlet.reserve(&stop).err());
         drop(raise);
         assert_eq!(waiting.join().unwrap(), Some(Refused::Stopped));
     }
@@ -256,7 +270,7 @@ mod tests {
                 place.fill(ticket, ticket).unwrap();
                 filled.insert(ticket);
                 while filled.remove(&received) {
-                    prop_assert_eq!(inlet.recv(&Stop::never(), &Nanos::default()), Ok(Some((received, received))));
+                    prop_assert_eq!(inlet.recv(&Stop::never()), Ok(Some((received, received))));
                     received += 1;
                 }
             }

@@ -15,6 +15,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use crate::error::{BoxError, Panicked};
 use crate::link::{Inlet, Outlet, Refused, SerialOutlet};
 use crate::meter::{Gauge, Meter};
+use crate::report::Wait;
 use crate::stage::{Emit, End, Regroup, Sink, Source, Stage, Worker};
 use crate::stop::{Interrupt, Stop, Stopped};
 
@@ -31,6 +32,7 @@ pub(crate) struct Post {
     /// Set by the source when an interrupt cut it short. It is set before the source drops its end of the link, so
     /// every sink that sees the end of its stream sees the flag too.
     pub(crate) cut: Arc<AtomicBool>,
+    /// Of this thread.
     pub(crate) meter: Arc<Meter>,
     pub(crate) events: Sender<Event>,
 }
@@ -101,10 +103,11 @@ pub(crate) fn source<S: Source>(source: S, outlet: Outlet<S::Item>) -> Body {
                     break;
                 }
                 at.set(Some(made));
-                let item = post.meter.serial(|| source.next(&post.stop)).map_err(|error| post.halt(error, false))?;
+                let item =
+                    post.meter.at_item(made, || source.next(&post.stop)).map_err(|error| post.halt(error, false))?;
                 let Some(item) = item else { break };
                 post.meter.count();
-                outlet.send(item, &post.stop, &post.meter.blocked)?;
+                outlet.send(item, &post.stop)?;
             }
             at.set(None);
             Ok(())
@@ -129,7 +132,8 @@ where
         let (give, take) = (give.clone(), take.clone());
         let body: Body = Box::new(move |post| {
             post.guard(false, |at| {
-                let mut stage = factory(Worker { index, workers }).map_err(|error| post.halt(error, false))?;
+                let made = post.meter.in_factory(|| factory(Worker { index, workers }));
+                let mut stage = made.map_err(|error| post.halt(error, false))?;
                 work(&mut stage, &give, &take, &outlet, post, at)
             });
         });
@@ -150,13 +154,13 @@ fn work<S: Stage>(
     let Post { stop, meter, .. } = post;
     loop {
         // Room for the result comes first: see the module doc of `link`.
-        let place = outlet.reserve(stop, &meter.blocked)?;
-        let mut inlet = stop.recv(take, &meter.starved)?.expect("the channel is open: this worker has a sender");
-        let next = inlet.recv(stop, &meter.starved)?;
+        let place = outlet.reserve(stop)?;
+        let mut inlet = stop.recv(take, Wait::Starved)?.expect("the channel is open: this worker has a sender");
+        let next = inlet.recv(stop)?;
         give.try_send(inlet).expect("there is one receiving end, so the channel for it is empty");
         let Some((ticket, item)) = next else { return Ok(()) };
         at.set(Some(ticket));
-        let result = meter.busy.time(|| stage.process(item)).map_err(|error| post.halt(error, false))?;
+        let result = meter.at_item(ticket, || stage.process(item)).map_err(|error| post.halt(error, false))?;
         at.set(None);
         meter.count();
         place.fill(ticket, result)?;
@@ -169,14 +173,14 @@ pub(crate) fn regroup<R: Regroup>(regroup: R, mut inlet: Inlet<R::In>, outlet: O
         let mut outlet = SerialOutlet::new(outlet);
         post.guard(false, |at| {
             let mut regroup = regroup;
-            while let Some((ticket, item)) = inlet.recv(&post.stop, &post.meter.starved)? {
+            while let Some((ticket, item)) = inlet.recv(&post.stop)? {
                 at.set(Some(ticket));
-                let pushed = post.meter.serial(|| regroup.push(item, &mut Emit::new(&mut outlet, &post.stop)));
+                let pushed = post.meter.at_item(ticket, || regroup.push(item, &mut Emit::new(&mut outlet, &post.stop)));
                 pushed.map_err(|error| post.halt(error, outlet.is_gone()))?;
                 at.set(None);
                 post.meter.count();
             }
-            let finished = post.meter.serial(|| regroup.finish(&mut Emit::new(&mut outlet, &post.stop)));
+            let finished = post.meter.finishing(|| regroup.finish(&mut Emit::new(&mut outlet, &post.stop)));
             finished.map_err(|error| post.halt(error, outlet.is_gone()))
         });
     })
@@ -188,11 +192,11 @@ pub(crate) fn split<T: Send + 'static>(mut inlet: Inlet<T>, branches: Vec<Outlet
     Box::new(move |post| {
         let mut branches: Vec<_> = branches.into_iter().map(SerialOutlet::new).collect();
         post.guard(false, |_| {
-            while let Some((ticket, item)) = inlet.recv(&post.stop, &post.meter.starved)? {
+            while let Some((ticket, item)) = inlet.recv(&post.stop)? {
                 let branch = (ticket % branches.len() as u64) as usize;
                 let sent = match &mut branches[branch] {
                     gone if gone.is_gone() => continue,
-                    open => open.send(item, &post.stop, &post.meter.blocked),
+                    open => open.send(item, &post.stop),
                 };
                 match sent {
                     Ok(()) => post.meter.count(),
@@ -212,11 +216,12 @@ pub(crate) fn sink<K: Sink>(sink: K, inlet: Inlet<K::In>, output: Sender<K::Outp
         post.guard(true, |at| {
             let (mut sink, mut inlet) = (sink, inlet);
             let end = loop {
-                let Some((ticket, item)) = inlet.recv(&post.stop, &post.meter.starved)? else {
+                let Some((ticket, item)) = inlet.recv(&post.stop)? else {
                     break if post.cut.load(Ordering::Acquire) { End::Interrupted } else { End::Complete };
                 };
                 at.set(Some(ticket));
-                let flow = post.meter.serial(|| sink.consume(item)).map_err(|error| post.halt(error, false))?;
+                let flow =
+                    post.meter.at_item(ticket, || sink.consume(item)).map_err(|error| post.halt(error, false))?;
                 at.set(None);
                 post.meter.count();
                 if flow == ControlFlow::Break(()) {
@@ -226,7 +231,7 @@ pub(crate) fn sink<K: Sink>(sink: K, inlet: Inlet<K::In>, output: Sender<K::Outp
             // Upstream need not wait for what may be a long `finish`.
             drop(inlet);
             let _ = post.events.send(Event::SinkEnded(end));
-            let result = post.meter.serial(|| sink.finish(end)).map_err(Halt::Failed)?;
+            let result = post.meter.finishing(|| sink.finish(end)).map_err(Halt::Failed)?;
             // Capacity 1 and one output; the receiver is gone only if `run` itself was unwound.
             let _ = output.try_send(result);
             Ok(())
@@ -241,6 +246,8 @@ pub(crate) struct Node {
     pub(crate) branch: Vec<String>,
     pub(crate) bodies: Vec<Body>,
     pub(crate) input: Option<Arc<Gauge>>,
+    /// How many places before it in the plan the node lies that feeds it; for the source, before the first.
+    pub(crate) behind: usize,
     pub(crate) is_sink: bool,
     /// Why the plan cannot be run.
     pub(crate) fault: Option<crate::error::PlanError>,
@@ -248,7 +255,7 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn new(name: String, bodies: Vec<Body>, input: Option<Arc<Gauge>>) -> Self {
-        Self { name, branch: Vec::new(), bodies, input, is_sink: false, fault: None }
+        Self { name, branch: Vec::new(), bodies, input, behind: 1, is_sink: false, fault: None }
     }
 
     /// Name in reports and errors.

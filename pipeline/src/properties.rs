@@ -9,7 +9,7 @@ use crossbeam_channel::{bounded, unbounded};
 use proptest::prelude::*;
 
 use crate::closures::{count, each, keep, make, map};
-use crate::{BoxError, Emit, End, Flow, Line, Regroup, Runtime, Sink};
+use crate::{BoxError, Emit, End, Flow, Line, Regroup, Runtime, Sink, Task, Wait};
 
 /// Longer than any run that is right: a test that waits for it has failed.
 const NEVER: Duration = Duration::from_secs(60);
@@ -328,8 +328,15 @@ fn a_report_of_a_stuck_run_shows_full_links_and_that_of_a_finished_run_empty_one
     let line = line.then(|_| Ok(map(Ok::<u64, BoxError>))).workers(WORKERS).depth(4).into(sink);
     let line = line.observe(Duration::from_millis(1), move |report| {
         let queued: Vec<_> = report.stages.iter().map(|stage| stage.queued).collect();
+        let waiting = |index: usize| report.stages[index].waiting.map(|waiting| waiting.on);
+        let at_work = report.stages.iter().map(|stage| stage.at_work.map(|work| work.task));
         // Nothing can move any more: this is a state, not a moment.
-        if queued == [0, 3, 4 + WORKERS as u64] && report.stages[0].items == 1 + 6 + 3 + 1 {
+        if queued == [0, 3, 4 + WORKERS as u64]
+            && report.stages[0].items == 1 + 6 + 3 + 1
+            && at_work.eq([None, None, Some(Task::Item(0))])
+            && [0, 1, 2].map(waiting) == [Some(Wait::Blocked), Some(Wait::Blocked), None]
+            && report.stages.iter().all(|stage| !stage.ended)
+        {
             let _ = release.try_send(());
         }
     });
@@ -337,4 +344,11 @@ fn a_report_of_a_stuck_run_shows_full_links_and_that_of_a_finished_run_empty_one
     let rows: Vec<_> = report.stages.iter().map(|s| (s.name.as_str(), s.workers, s.items, s.queued)).collect();
     assert_eq!(rows, [("numbers", 1, 100, 0), ("Map", WORKERS, 100, 0), ("Each", 1, 100, 0)]);
     assert!(report.stages.iter().all(|stage| stage.busy <= report.wall * stage.workers as u32));
+    assert_eq!(report.stages.iter().map(|stage| stage.room).collect::<Vec<_>>(), [0, 3, 4 + WORKERS]);
+    assert!(report.stages.iter().all(|stage| stage.ended && stage.at_work.is_none() && stage.waiting.is_none()));
+    // Each worker of the stage and the source were blocked at least once.
+    assert!(report.stages[0].waits >= 1 && report.stages[1].waits >= WORKERS as u64);
+    // The sink found all 6 places taken at least once, after the item that it was stuck in.
+    let mean = report.stages[2].queued_mean;
+    assert!(mean >= 6.0 / 100.0 && mean <= 6.0 && report.stages[0].queued_mean == 0.0, "{mean}");
 }

@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 
 use crate::error::{BoxError, FlowError, Panicked};
-use crate::meter::{Meter, Probe, Report};
+use crate::meter::Meter;
 use crate::node::{Event, Node, Post};
+use crate::report::{Probe, Report};
 use crate::stage::End;
 use crate::stop::{Interrupt, Raise, Stop};
 
@@ -81,7 +82,7 @@ pub(crate) fn supervise(
     let (stop, raise) = Stop::new();
     let mut state = State { raise: Some(raise), failure: None, sinks, interrupted: false };
     let started = Instant::now();
-    let Started { threads, probes, events } = start(nodes, &stop, runtime, &mut state);
+    let Started { threads, probes, events } = start(nodes, &stop, runtime, started, &mut state);
     listen(&events, observers, &probes, started, &mut state);
     for (stage, thread) in threads {
         // A body catches what user code throws; what is left is a panic in the drop of something that it owned.
@@ -136,7 +137,7 @@ struct Started {
 
 /// Starts all threads, which wait at a gate until the last one is there: if one cannot be started, its ends of the
 /// links are dropped with it, and no other thread may take that for the end of a stream.
-fn start(nodes: Vec<Node>, stop: &Stop, runtime: &Runtime, state: &mut State) -> Started {
+fn start(nodes: Vec<Node>, stop: &Stop, runtime: &Runtime, started: Instant, state: &mut State) -> Started {
     let (closed, gate) = bounded::<()>(1);
     let bodies: usize = nodes.iter().map(|node| node.bodies.len()).sum();
     // A thread sends two events at most, a sink's end and a failure: sending never waits for an observer.
@@ -144,14 +145,17 @@ fn start(nodes: Vec<Node>, stop: &Stop, runtime: &Runtime, state: &mut State) ->
     let cut = Arc::new(AtomicBool::new(false));
     let (mut threads, mut probes) = (Vec::with_capacity(bodies), Vec::with_capacity(nodes.len()));
     for node in nodes {
-        let (stage, workers, meter) = (node.full_name(), node.bodies.len(), Arc::new(Meter::default()));
+        let (stage, workers) = (node.full_name(), node.bodies.len());
+        let mut meters = Vec::with_capacity(workers);
         for (index, body) in node.bodies.into_iter().enumerate() {
+            let meter = Arc::new(Meter::new(started));
+            meters.push(Arc::clone(&meter));
             let post = Post {
                 stage: stage.clone(),
                 stop: stop.metered(Arc::clone(&meter)),
                 interrupt: runtime.interrupt.clone(),
                 cut: Arc::clone(&cut),
-                meter: Arc::clone(&meter),
+                meter,
                 events: sender.clone(),
             };
             let gate = gate.clone();
@@ -160,6 +164,7 @@ fn start(nodes: Vec<Node>, stop: &Stop, runtime: &Runtime, state: &mut State) ->
                 if !post.stop.stopped() {
                     body(&post);
                 }
+                post.meter.end();
             };
             match thread::Builder::new().name(thread_name(&stage, index, workers)).spawn(thread) {
                 Ok(handle) => threads.push((stage.clone(), handle)),
@@ -169,7 +174,7 @@ fn start(nodes: Vec<Node>, stop: &Stop, runtime: &Runtime, state: &mut State) ->
                 }
             }
         }
-        probes.push(Probe { name: stage, workers, meter, input: node.input });
+        probes.push(Probe { name: stage, meters, input: node.input, behind: node.behind });
     }
     drop(closed);
     Started { threads, probes, events }

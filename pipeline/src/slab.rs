@@ -12,6 +12,7 @@ use std::ops::{Deref, DerefMut};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use crate::report::Wait;
 use crate::stop::{Stop, Stopped};
 
 /// A fixed number of buffers. Clones share them.
@@ -37,13 +38,14 @@ impl<B> Slabs<B> {
         Self { free, home }
     }
 
-    /// Waits for a free buffer. The wait counts as blocked for the node whose `stop` is given.
+    /// Waits for a free buffer. The wait counts as blocked for the node whose `stop` is given, and its report
+    /// shows [`Wait::NoBuffer`] meanwhile.
     ///
     /// # Errors
     ///
     /// [`Stopped`] if the run is taken down.
     pub fn take(&self, stop: &Stop) -> Result<Slab<B>, Stopped> {
-        let buffer = stop.recv(&self.free, stop.blocked())?;
+        let buffer = stop.recv(&self.free, Wait::NoBuffer)?;
         let buffer = buffer.expect("the channel cannot be closed: `self` holds a sender");
         Ok(Slab { buffer: Some(buffer), home: self.home.clone() })
     }

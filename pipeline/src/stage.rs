@@ -149,7 +149,7 @@ impl<'a, T> Emit<'a, T> {
     ///
     /// [`Stopped`] if the run is taken down, or nobody downstream wants any more.
     pub fn send(&mut self, item: T) -> Result<(), Stopped> {
-        self.outlet.send(item, self.stop, self.stop.blocked()).map_err(|_| Stopped)
+        self.outlet.send(item, self.stop).map_err(|_| Stopped)
     }
 
     /// For other blocking calls, such as [`Slabs::take`](crate::Slabs::take).

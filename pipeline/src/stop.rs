@@ -12,15 +12,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, never, select};
 
-use crate::meter::{Meter, Nanos};
+use crate::meter::Meter;
+use crate::report::Wait;
 
 /// Says whether the run is being taken down, and lets blocking calls wait for that beside what they wait for.
 ///
 /// It is a channel that nothing is ever sent on: the supervisor drops the sending end, and every receiver wakes up.
+///
+/// It belongs to the thread that it was handed to. A clone that waits on another thread is woken as well, but what a
+/// report says of the first one is then mixed up with the second.
 #[derive(Debug, Clone)]
 pub struct Stop {
     raised: Receiver<Infallible>,
-    /// Of the node that this was handed to, so that waits inside its own calls count as blocked, not as busy.
+    /// Of the thread that this was handed to, so that waits inside its own calls count as blocked, not as busy.
     meter: Arc<Meter>,
 }
 
@@ -49,7 +53,7 @@ impl Stop {
         (Self { raised, meter: Arc::default() }, Raise { _held: held })
     }
 
-    /// The same stop for the threads of one node.
+    /// The same stop for one thread of a node.
     pub(crate) fn metered(&self, meter: Arc<Meter>) -> Self {
         Self { raised: self.raised.clone(), meter }
     }
@@ -59,29 +63,24 @@ impl Stop {
         matches!(self.raised.try_recv(), Err(TryRecvError::Disconnected))
     }
 
-    /// Time that the node's own calls waited for buffers or for room downstream.
-    pub(crate) fn blocked(&self) -> &Nanos {
-        &self.meter.blocked
-    }
-
     /// Waits until the run is taken down.
     pub(crate) fn wait(&self) {
         // Nothing can arrive: the only way out is that the sending end is dropped.
         let _ = self.raised.recv();
     }
 
-    /// The next message, or `None` when every sender is gone; time spent waiting is added to `waited`.
+    /// The next message, or `None` when every sender is gone; a wait is counted as `on`.
     ///
     /// A node that failed keeps its sending ends until the stop is raised. "Every sender is gone and the run is not
     /// stopped" therefore always means a clean end of the stream, and the order of the two checks below matters.
-    pub(crate) fn recv<T>(&self, from: &Receiver<T>, waited: &Nanos) -> Result<Option<T>, Stopped> {
+    pub(crate) fn recv<T>(&self, from: &Receiver<T>, on: Wait) -> Result<Option<T>, Stopped> {
         if self.stopped() {
             return Err(Stopped);
         }
         let message = match from.try_recv() {
             Ok(message) => return Ok(Some(message)),
             Err(TryRecvError::Disconnected) => None,
-            Err(TryRecvError::Empty) => waited.time(|| {
+            Err(TryRecvError::Empty) => self.meter.wait(on, || {
                 select! {
                     recv(from) -> message => Ok(message.ok()),
                     recv(self.raised) -> _ => Err(Stopped),
@@ -126,7 +125,10 @@ impl Interrupt {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::meter::Now;
 
     #[test]
     fn a_stop_is_raised_by_dropping_the_other_end_and_wakes_a_waiter() {
@@ -134,10 +136,14 @@ mod tests {
         assert!(!stop.stopped());
         let waiter = stop.clone();
         let (_held, empty) = bounded::<u8>(1);
-        let waiting = std::thread::spawn(move || waiter.recv(&empty, &Nanos::default()));
+        let waiting = std::thread::spawn(move || waiter.recv(&empty, Wait::Starved));
+        while !matches!(stop.meter.now(Duration::ZERO), Now::Waiting(_)) {
+            std::thread::yield_now();
+        }
         drop(raise);
         assert_eq!(waiting.join().unwrap(), Err(Stopped));
         assert!(stop.stopped());
+        assert_eq!(stop.meter.waits(), 1);
     }
 
     #[test]
@@ -146,11 +152,11 @@ mod tests {
         let (sender, receiver) = bounded::<u8>(1);
         sender.send(7).unwrap();
         drop(sender);
-        let waited = Nanos::default();
-        assert_eq!(stop.recv(&receiver, &waited), Ok(Some(7)));
-        assert_eq!(stop.recv(&receiver, &waited), Ok(None));
+        assert_eq!(stop.recv(&receiver, Wait::Starved), Ok(Some(7)));
+        assert_eq!(stop.recv(&receiver, Wait::Starved), Ok(None));
         drop(raise);
-        assert_eq!(stop.recv(&receiver, &waited), Err(Stopped));
+        assert_eq!(stop.recv(&receiver, Wait::Starved), Err(Stopped));
+        assert_eq!(stop.meter.waits(), 0, "there was nothing to wait for");
     }
 
     #[test]
@@ -168,7 +174,7 @@ mod tests {
     fn a_stop_that_is_never_raised_lets_messages_through() {
         let (sender, receiver) = bounded(1);
         sender.send(1).unwrap();
-        assert_eq!(Stop::never().recv(&receiver, &Nanos::default()), Ok(Some(1)));
+        assert_eq!(Stop::never().recv(&receiver, Wait::Starved), Ok(Some(1)));
         assert!(!Stop::never().stopped());
     }
 
