@@ -90,6 +90,8 @@
 //! - **No false end.** [`Sink::finish`] is called only on a stream that is whole ([`End::Complete`]), that the sink
 //!   broke off, or that an [`Interrupt`] cut short behind a whole item; never on one that a failure tore.
 //! - **Interrupt.** When it is requested, sources make nothing more, and all that was made reaches the sinks.
+//! - **No silent halt.** A [`Report`] says at any time what every stage is doing, and a [`Watchdog`] that looks at
+//!   reports ([`Line::observe`]) names the stage that holds everything up.
 //! - **No locks.** The crate has no mutex and no condition variable. Items move through crossbeam's array channels,
 //!   which park a thread only when it has to wait.
 //!
@@ -114,6 +116,7 @@ mod stage;
 mod stop;
 #[cfg(test)]
 mod supervision;
+mod watchdog;
 
 pub use error::{BoxError, FlowError, Panicked, PlanError};
 pub use flow::{Flow, Line, Parallel, Serial};
@@ -122,3 +125,4 @@ pub use run::{Finished, Runtime};
 pub use slab::{Slab, Slabs};
 pub use stage::{Emit, End, Regroup, Sink, Source, Stage, Worker};
 pub use stop::{Interrupt, Stop, Stopped};
+pub use watchdog::{How, Stall, Watchdog};

@@ -350,5 +350,5 @@ fn a_report_of_a_stuck_run_shows_full_links_and_that_of_a_finished_run_empty_one
     assert!(report.stages[0].waits >= 1 && report.stages[1].waits >= WORKERS as u64);
     // The sink found all 6 places taken at least once, after the item that it was stuck in.
     let mean = report.stages[2].queued_mean;
-    assert!(mean >= 6.0 / 100.0 && mean <= 6.0 && report.stages[0].queued_mean == 0.0, "{mean}");
+    assert!((6.0 / 100.0..=6.0).contains(&mean) && report.stages[0].queued_mean == 0.0, "{mean}");
 }
