@@ -1,8 +1,9 @@
 # Every target sets up what it needs; a second run finds it done.
-.PHONY: demo test test-libjpeg lint setup build fuzz clean
+.PHONY: demo test test-libjpeg lint setup build fuzz soak clean
 
 DEMO ?= demo/
 FUZZ_SECONDS ?= 60
+SOAK_SECONDS ?= 1200
 
 demo: setup
 	cargo run --release -- demo --out "$(DEMO)"
@@ -26,6 +27,11 @@ build: setup
 # Every parser of untrusted bytes, this long each; a crash stops it and leaves its input in shards/fuzz/artifacts/.
 fuzz:
 	shards/fuzz/run.sh $(FUZZ_SECONDS)
+
+# The loader with faults injected, so long: streams that stop and go on elsewhere, slow disks, damage. Any sample lost,
+# repeated or out of place ends it; `cargo test` does the same for 3 seconds.
+soak: setup
+	SOAK_SECONDS=$(SOAK_SECONDS) cargo test --lib load::faults::soak -- --nocapture
 
 # libtorch 2.11.0 into .libtorch/, numpy and zstandard into .python/, from PyPI, once.
 setup:

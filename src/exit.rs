@@ -15,6 +15,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use pipeline::{FlowError, Interrupt, Panicked, Report, Runtime};
 use shards::ShardError;
+use stages::load::LoadError;
 
 use crate::show;
 
@@ -128,6 +129,7 @@ fn code_of_error(error: &anyhow::Error) -> u8 {
     let mut look = |cause: &(dyn Error + 'static)| {
         panicked |= cause.is::<Panicked>();
         corrupt |= cause.downcast_ref::<ShardError>().is_some_and(ShardError::is_corrupt);
+        corrupt |= cause.downcast_ref::<LoadError>().is_some_and(LoadError::is_corrupt);
     };
     for cause in error.chain() {
         look(cause);

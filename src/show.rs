@@ -140,16 +140,42 @@ pub(crate) fn metrics_line(metrics: &Metrics, steps: u64) -> String {
         String::new()
     };
     // What a narrow terminal cuts off comes last.
-    format!(
+    let mut line = format!(
         "step {step}/{steps}{left}  {images_per_s:.1} images/s  velocity {velocity_loss:.4}  alignment {alignment_loss:+.4}  \
          cosine {:.3}",
         metrics.condition_cosine
-    )
+    );
+    if let Some(seconds) = metrics.first_batch_s {
+        line += &format!("  first batch after {}", span(seconds));
+    }
+    if let Some(wait) = metrics.wait_ms {
+        line += &format!("  waited {:.2} % (p99 {})", 100.0 * metrics.data_wait, span(wait.p99 / 1e3));
+    }
+    if metrics.bad_samples > 0 {
+        line += &format!("  {} bad samples", metrics.bad_samples);
+    }
+    line
 }
 
 /// A share in 0..=1 as a person reads it.
 pub(crate) fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
+}
+
+/// A short time, given in seconds, in the unit that suits it and with about three digits.
+pub(crate) fn span(seconds: f64) -> String {
+    let (value, unit) = match seconds {
+        0.0 => return "0 s".to_owned(),
+        s if s < 1e-3 => (1e6 * s, "µs"),
+        s if s < 1.0 => (1e3 * s, "ms"),
+        s => (s, "s"),
+    };
+    let decimals = match value {
+        v if v >= 100.0 => 0,
+        v if v >= 10.0 => 1,
+        _ => 2,
+    };
+    format!("{value:.decimals$} {unit}")
 }
 
 /// Seconds as a person says them.

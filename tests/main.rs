@@ -8,5 +8,6 @@ mod errors;
 mod exchange;
 mod layering;
 mod line;
+mod load;
 mod program;
 mod verify;

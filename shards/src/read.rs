@@ -116,6 +116,14 @@ impl ShardReader {
         self.len
     }
 
+    /// Bytes of the file that are held in memory: all with [`Io::Ram`], else none.
+    pub fn held_bytes(&self) -> u64 {
+        match &self.source {
+            Source::Ram(bytes) => bytes.len() as u64,
+            _ => 0,
+        }
+    }
+
     /// Checksum of the file's body as the tail states it; [`ShardReader::verify`] checks it.
     pub fn xxh3(&self) -> u64 {
         self.tail.body_xxh3

@@ -1,6 +1,7 @@
 //! `pipeline bench`: how fast a part of the program is on this machine, and what holds it up.
 
 mod encode;
+mod load;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -18,10 +19,12 @@ pub(crate) struct BenchArgs {
 #[derive(Debug, Clone, Subcommand)]
 enum Part {
     Encode(encode::BenchEncodeArgs),
+    Load(load::BenchLoadArgs),
 }
 
 pub(crate) fn run(args: &BenchArgs, runtime: &Runtime) -> Result<Outcome> {
     match &args.part {
         Part::Encode(args) => encode::run(args, runtime),
+        Part::Load(args) => load::run(args, runtime),
     }
 }

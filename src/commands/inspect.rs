@@ -1,5 +1,6 @@
 //! `pipeline inspect`: what a dataset holds. What is wrong with it, `pipeline verify` says.
 
+mod shuffle;
 mod summary;
 
 use std::path::{Path, PathBuf};
@@ -12,8 +13,10 @@ use shards::{Dataset, Io};
 use stages::device::parse_devices;
 use stages::encode::list::wnids;
 use stages::exchange::preview::{LabelledGrid, RandomSamples, stored_scaling};
+use stages::load::plan::DEFAULT_POOL_BLOCKS;
 use stages::sample::decode::DecodeLatents;
 
+use self::shuffle::ShuffleReport;
 use self::summary::{Record, Summary};
 use super::sample::autoencoder;
 use crate::exit::Outcome;
@@ -34,14 +37,23 @@ pub(crate) struct InspectArgs {
     /// Show sample N of the dataset's order, from 0, too
     #[arg(long, value_name = "N")]
     pub(crate) sample: Option<usize>,
+    /// Measure how well training would mix the samples, beside a true permutation
+    #[arg(long)]
+    pub(crate) shuffle_report: bool,
+    /// Samples in a global batch
+    #[arg(long, value_name = "N", default_value_t = 256, requires = "shuffle_report")]
+    pub(crate) batch: usize,
+    /// Blocks that are shuffled together
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_POOL_BLOCKS, requires = "shuffle_report")]
+    pub(crate) pool_blocks: usize,
     /// Decode random samples to a PNG file, each above the name of its class
     #[arg(long, value_name = "PNG")]
     pub(crate) preview: Option<PathBuf>,
     /// How many samples to decode
     #[arg(long, value_name = "N", default_value_t = 16, requires = "preview")]
     pub(crate) count: usize,
-    /// Which samples to decode
-    #[arg(long, value_name = "S", default_value_t = 0, requires = "preview")]
+    /// The seed of the choice of samples to decode, or of the order
+    #[arg(long, value_name = "S", default_value_t = 0)]
     pub(crate) seed: u64,
     /// Autoencoder that decodes: tiny, or a diffusers directory [default: the one that made the dataset]
     #[arg(long, value_name = "VAE", requires = "preview")]
@@ -57,9 +69,21 @@ pub(crate) fn run(args: &InspectArgs, runtime: &Runtime) -> Result<Outcome> {
     if let Some(sample) = args.sample {
         summary.sample = Some(Record::read(&dataset, sample)?);
     }
-    match args.json {
-        true => show::result(&serde_json::to_string(&summary)?),
-        false => show::result(&summary.to_string()),
+    let shuffle = match args.shuffle_report {
+        true => Some(ShuffleReport::of(&dataset, args.batch, args.pool_blocks, args.seed)?),
+        false => None,
+    };
+    if args.json {
+        let mut found = serde_json::to_value(&summary)?;
+        if let (Some(shuffle), Some(object)) = (&shuffle, found.as_object_mut()) {
+            object.insert("shuffle".to_owned(), shuffle.json());
+        }
+        show::result(&found.to_string());
+    } else {
+        show::result(&summary.to_string());
+        if let Some(shuffle) = &shuffle {
+            show::result(&format!("\n{shuffle}"));
+        }
     }
     match &args.preview {
         Some(path) => preview(args, &dataset, path, runtime),

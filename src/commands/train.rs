@@ -1,33 +1,43 @@
 //! `pipeline train`: shards in, checkpoints out.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use pipeline::Runtime;
-use shards::{Dataset, Io};
+use pipeline::{Line, Runtime, Watchdog};
+use shards::Dataset;
 use stages::device::{parse_devices, parse_precision, training_arithmetic};
 use stages::load::feed::Scaling;
 use stages::load::inflate::LatentColumns;
 use stages::load::plan::Cursor;
-use stages::load::{self, LEAST_PREFETCH, LoadConfig, LoadMemory};
+use stages::load::synthetic::{self, Synthetic};
+use stages::load::{self, LoadConfig, LoadMemory};
 use stages::method::config::LatentShape;
 use stages::method::layout::parameter_count;
 use stages::train::checkpoint::{self, Marks};
-use stages::train::run_dir::{Metrics, RunDir};
-use stages::train::sink::{TrainSteps, TrainSummary};
+use stages::train::run_dir::{RunDir, StageFigures};
+use stages::train::sink::{Listener, TrainSteps, TrainSummary};
 use stages::train::step::Trainer;
 
+use crate::commands::reading::ReadingArgs;
 use crate::config::{self, DataConfig, RunConfig};
 use crate::exit::{Ended, Outcome};
 use crate::show::{self, Progress};
 
+/// After so long without a step the run says what holds it up.
+const STALL: Duration = Duration::from_secs(60);
+
+/// No step should be longer.
+const LONG_STEP: Duration = Duration::from_secs(600);
+
 /// Train a diffusion transformer on an encoded dataset. An existing run continues where it stopped.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct TrainArgs {
-    /// Dataset that `pipeline encode` or `pipeline import` wrote
-    #[arg(long, value_name = "DIR")]
+    /// Dataset that `pipeline encode` or `pipeline import` wrote; `synthetic`: noise that costs nothing to load, to see
+    /// what loading costs
+    #[arg(long, value_name = "DIR|synthetic")]
     pub(crate) data: PathBuf,
     /// Run directory: configuration, metrics and checkpoints; one that exists is continued
     #[arg(long, value_name = "DIR")]
@@ -47,9 +57,8 @@ pub(crate) struct TrainArgs {
     /// auto, cpu or cuda:0
     #[arg(long, default_value = "auto")]
     pub(crate) devices: String,
-    /// Threads that read and inflate shards
-    #[arg(long, value_name = "N", default_value_t = 2)]
-    pub(crate) workers: usize,
+    #[command(flatten)]
+    pub(crate) reading: ReadingArgs,
     /// auto, f32 or bf16
     #[arg(long, default_value = "auto")]
     pub(crate) precision: String,
@@ -59,13 +68,13 @@ pub(crate) struct TrainArgs {
 }
 
 pub(crate) fn run(args: &TrainArgs, runtime: &Runtime) -> Result<Ended> {
-    let dataset = Arc::new(Dataset::open(&args.data, Io::Auto)?);
+    let data = Data::open(args)?;
     let run_dir = RunDir::at(&args.run);
     let stored = match run_dir.config()? {
         Some(text) => Some(RunConfig::parse(&text, &args.run)?),
         None => None,
     };
-    let resolved = resolve(args, stored.as_ref(), data_config(&dataset, &args.data)?)?;
+    let resolved = resolve(args, stored.as_ref(), data.config(&args.data)?)?;
     let config = resolved.train_config();
     if let Some(problem) = config.problem(&resolved.data.latent) {
         bail!(problem);
@@ -78,20 +87,20 @@ pub(crate) fn run(args: &TrainArgs, runtime: &Runtime) -> Result<Ended> {
 
     let newest = checkpoint::list(&run_dir.checkpoints())?.pop();
     let first_batch = newest.as_ref().map_or(0, |(step, _)| *step);
-    let load = LoadConfig {
-        seed: config.train.seed,
-        batch: config.train.batch as usize,
+    let load = args.reading.apply(LoadConfig {
         pool_blocks: config.train.pool_blocks as usize,
-        workers: args.workers.max(1),
-        prefetch: LEAST_PREFETCH,
         cursor: Cursor { batch: first_batch },
         batches: Some(config.train.steps.saturating_sub(first_batch)),
-    };
+        pinned: device.is_cuda(),
+        ..LoadConfig::new(config.train.seed, config.train.batch as usize)
+    });
     if args.dry_run {
         print!("{}", resolved.to_toml()?);
         let parameters = |projector| parameter_count(&config.model, &resolved.data.latent, projector);
         println!("# parameters: {} ({} with the projector)", parameters(false), parameters(true));
-        println!("# loader memory: {} bytes", LoadMemory::of(&dataset, &load)?.total());
+        if let Data::Shards(dataset) = &data {
+            println!("# {}", memory_line(LoadMemory::of(dataset, &load)?));
+        }
         println!("# device: {device:?}, computing in {kind:?}");
         return Ok(Ended::already());
     }
@@ -101,7 +110,7 @@ pub(crate) fn run(args: &TrainArgs, runtime: &Runtime) -> Result<Ended> {
         show::result(&format!("{} is complete: it has done {first_batch} steps of {steps}", args.run.display()));
         return Ok(Ended::already());
     }
-    let batches = load::batches(&dataset, &load)?;
+    let batches = data.batches(&load)?;
     let mut trainer = Trainer::new(config, resolved.data.latent, device, kind)?;
     let arithmetic = training_arithmetic(device, kind);
     if let Some((step, path)) = &newest {
@@ -119,17 +128,29 @@ pub(crate) fn run(args: &TrainArgs, runtime: &Runtime) -> Result<Ended> {
 
     let mut progress = Progress::new("training", steps);
     let (interval, position) = (progress.interval(), progress.position());
-    let on_metrics =
-        Box::new(move |metrics: &Metrics| progress.milestone(metrics.step, &show::metrics_line(metrics, steps)));
-    let scaling = Scaling::of(&dataset.manifest.schema);
+    let (tell_stages, stages) = mpsc::channel();
+    let listener = Listener {
+        on_metrics: Box::new(move |metrics| progress.milestone(metrics.step, &show::metrics_line(metrics, steps))),
+        on_fault: Box::new(|fault| show::say(&format!("skipped, others stand in for its samples: {fault}"))),
+        stages: Box::new(move || stages.try_iter().last()),
+    };
     let marks = Marks { data: resolved.data.dataset.clone(), arithmetic };
-    let finished =
-        batches //                                         -> HostBatch   f16 mean, logvar [B, C, h, w]
-            .into(TrainSteps::new(trainer, scaling, run_dir, marks, runtime.interrupt().clone(), on_metrics))
-            .observe(interval, move |report| {
-                position(first_batch + report.stages.last().map_or(0, |training| training.items));
-            })
-            .run(runtime)?;
+    let steps_done = TrainSteps::new(trainer, data.scaling(), run_dir, marks, runtime.interrupt().clone(), listener);
+    let mut watchdog = Watchdog::new(STALL);
+    let finished = batches(steps_done) //    -> HostBatch   f16 mean, logvar [B, C, h, w]
+        .observe(interval, move |report| {
+            position(first_batch + report.stages.last().map_or(0, |training| training.items));
+        })
+        .observe(Duration::from_secs(1), move |report| {
+            // Nobody listens once the trainer is done.
+            let _ = tell_stages.send(StageFigures::of(report));
+            // A step may be long on a CPU; that loading stands still is worth a word earlier.
+            let stall = watchdog.look(report);
+            if let Some(stall) = stall.filter(|stall| stall.stage != stall.sink || stall.held > LONG_STEP) {
+                show::say(&stall.to_string());
+            }
+        })
+        .run(runtime)?;
 
     show::say(&show::report_lines(&finished.report));
     Ok(Ended { outcome: outcome(&finished.output, &args.run, steps), report: Some(finished.report) })
@@ -175,6 +196,76 @@ fn resolve(args: &TrainArgs, stored: Option<&RunConfig>, data: DataConfig) -> Re
         }
     }
     Ok(resolved)
+}
+
+/// What a run is trained on.
+enum Data {
+    Shards(Arc<Dataset>),
+    Synthetic(Synthetic),
+}
+
+impl Data {
+    fn open(args: &TrainArgs) -> Result<Self> {
+        if args.data == Path::new("synthetic") {
+            return Ok(Self::Synthetic(Synthetic::IMAGENET));
+        }
+        Ok(Self::Shards(Arc::new(Dataset::open(&args.data, args.reading.io())?)))
+    }
+
+    fn config(&self, place: &Path) -> Result<DataConfig> {
+        match self {
+            Self::Shards(dataset) => data_config(dataset, place),
+            Self::Synthetic(Synthetic { shape, classes }) => {
+                let [channels, height, width] = shape.map(|side| side as i64);
+                Ok(DataConfig {
+                    dataset: "synthetic".to_owned(),
+                    latent: LatentShape { channels, height, width, classes: i64::from(*classes) },
+                    scaling_factor: self.scaling().factor,
+                    shift_factor: self.scaling().shift,
+                    vae: String::new(),
+                    vae_xxh3: String::new(),
+                    class_names: (0..*classes).map(|class| class.to_string()).collect(),
+                })
+            }
+        }
+    }
+
+    /// The flow up to where it ends in a trainer.
+    fn batches(&self, load: &LoadConfig) -> Result<Box<dyn FnOnce(TrainSteps) -> Line<TrainSummary>>> {
+        Ok(match self {
+            Self::Shards(dataset) => {
+                let batches = load::batches(dataset, load)?;
+                Box::new(move |trainer| batches.into(trainer))
+            }
+            Self::Synthetic(what) => {
+                let batches = synthetic::batches(*what, load)?;
+                Box::new(move |trainer| batches.into(trainer))
+            }
+        })
+    }
+
+    fn scaling(&self) -> Scaling {
+        match self {
+            Self::Shards(dataset) => Scaling::of(&dataset.manifest.schema),
+            Self::Synthetic(_) => Scaling { factor: 1.0, shift: 0.0 },
+        }
+    }
+}
+
+/// What the loader holds at most, in words.
+pub(crate) fn memory_line(memory: LoadMemory) -> String {
+    let LoadMemory { pool_bytes, batch_bytes, order_bytes, worker_bytes, index_bytes, stored_bytes } = memory;
+    let mb = |bytes: u64| format!("{:.1} MB", bytes as f64 / 1e6);
+    format!(
+        "loader memory: at most {} (shuffle pool {}, batches {}, order {}, workers {}, index {}, shards {})",
+        mb(memory.total()),
+        mb(pool_bytes),
+        mb(batch_bytes),
+        mb(order_bytes),
+        mb(worker_bytes),
+        mb(index_bytes),
+        mb(stored_bytes)
+    )
 }
 
 fn data_config(dataset: &Dataset, place: &Path) -> Result<DataConfig> {

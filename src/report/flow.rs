@@ -34,6 +34,15 @@ pub(crate) struct StageRecord {
     pub(crate) starved_s: f64,
     /// Waiting for room downstream or for a free buffer.
     pub(crate) blocked_s: f64,
+    /// Items that its input has room for; 0 for a source, and in records of old programs.
+    #[serde(default)]
+    pub(crate) room: usize,
+    /// Items that lay in its input when it came for one, in the mean.
+    #[serde(default)]
+    pub(crate) queued_mean: f64,
+    /// How often a thread of the stage found nothing ready and had to wait.
+    #[serde(default)]
+    pub(crate) waits: u64,
 }
 
 /// Parts of the time that a stage's workers had, wall times workers: 0..=1 each, up to the reading of clocks.
@@ -54,6 +63,9 @@ impl FlowRecord {
             busy_s: stage.busy.as_secs_f64(),
             starved_s: stage.starved.as_secs_f64(),
             blocked_s: stage.blocked.as_secs_f64(),
+            room: stage.room,
+            queued_mean: stage.queued_mean,
+            waits: stage.waits,
         });
         Self { wall_s: report.wall.as_secs_f64(), stages: stages.collect() }
     }
@@ -91,6 +103,8 @@ struct StageBox<'a> {
     items: String,
     limits: bool,
     bar: [Segment; 3],
+    /// How full its input was; a source has none.
+    queue: Option<String>,
 }
 
 #[derive(Debug)]
@@ -110,6 +124,7 @@ impl<'a> Drawing<'a> {
             items: grouped(stage.items),
             limits: limiting.is_some_and(|limiting| std::ptr::eq(limiting, stage)),
             bar: bar(stage.shares(flow.wall_s)),
+            queue: (stage.room > 0).then(|| format!("{:.1} of {}", stage.queued_mean, stage.room)),
         });
         Self { stages: stages.collect() }
     }
@@ -134,7 +149,8 @@ mod tests {
 
     fn stage(name: &str, workers: usize, times: [f64; 3]) -> StageRecord {
         let [busy_s, starved_s, blocked_s] = times;
-        StageRecord { name: name.to_owned(), workers, items: 1234, busy_s, starved_s, blocked_s }
+        let name = name.to_owned();
+        StageRecord { name, workers, items: 1234, busy_s, starved_s, blocked_s, room: 0, queued_mean: 0.0, waits: 0 }
     }
 
     #[test]
@@ -147,12 +163,35 @@ mod tests {
             starved: Duration::from_millis(250),
             blocked: Duration::from_millis(125),
             queued: 3,
+            room: 4,
+            queued_mean: 2.5,
+            waits: 6,
+            ..Default::default()
         };
         let record = FlowRecord::of(&Report { wall: Duration::from_secs(2), stages: vec![measured] });
-        let expected = StageRecord { items: 7, ..stage("Decode", 2, [1.5, 0.25, 0.125]) };
+        let expected =
+            StageRecord { items: 7, room: 4, queued_mean: 2.5, waits: 6, ..stage("Decode", 2, [1.5, 0.25, 0.125]) };
         assert_eq!(record, FlowRecord { wall_s: 2.0, stages: vec![expected] });
         let json = serde_json::to_string(&record).unwrap();
         assert_eq!(serde_json::from_str::<FlowRecord>(&json).unwrap(), record);
+    }
+
+    #[test]
+    fn records_of_programs_that_knew_no_queues_are_read_and_drawn_without() {
+        let old = r#"{"wall_s":4.0,"stages":[{"name":"Decode","workers":1,"items":1234,
+            "busy_s":2.0,"starved_s":1.0,"blocked_s":0.5}]}"#;
+        let flow: FlowRecord = serde_json::from_str(old).unwrap();
+        assert_eq!(flow.stages, [stage("Decode", 1, [2.0, 1.0, 0.5])]);
+        assert!(!Drawing::of(&flow).render().unwrap().contains("queue"));
+    }
+
+    #[test]
+    fn the_queue_before_a_stage_is_drawn_where_there_is_one() {
+        let decode = StageRecord { room: 3, queued_mean: 2.149, ..stage("Decode", 1, [2.0, 1.0, 0.5]) };
+        let flow = FlowRecord { wall_s: 4.0, stages: vec![stage("List", 1, [0.1, 0.0, 0.0]), decode] };
+        let html = Drawing::of(&flow).render().unwrap();
+        assert_eq!(html.matches("<dt>queue</dt>").count(), 1, "{html}");
+        assert!(html.contains("<dd>2.1 of 3</dd>"), "{html}");
     }
 
     #[test]

@@ -14,9 +14,10 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder, RgbImage};
+use stages::load::waits::WaitFigures;
 use stages::train::run_dir::Metrics;
 
-use crate::show::duration;
+use crate::show::{duration, span};
 use chart::{Base, Chart, Series};
 use flow::Drawing;
 pub(crate) use flow::{FlowRecord, Shares};
@@ -169,7 +170,7 @@ struct ImagePair<'a> {
 #[derive(Debug)]
 struct Plot {
     chart: Chart,
-    title: &'static str,
+    title: String,
     caption: String,
 }
 
@@ -216,6 +217,11 @@ fn plots(metrics: &[Metrics]) -> Vec<Plot> {
     let after = values(|record| -record.alignment_loss);
     let rate = values(|record| record.images_per_s);
     let wait = values(|record| 100.0 * record.data_wait);
+    let waits = RunWaits::of(metrics);
+    let wait_title = match waits {
+        Some(RunWaits { figures, .. }) => format!("Wait for data: p99 {}", span(figures.p99_ms / 1e3)),
+        None => "Wait for data".to_owned(),
+    };
     let captions = [
         format!("Velocity loss (Eq. 7): {}. Lower is better.", course(&velocity)),
         format!(
@@ -231,21 +237,55 @@ fn plots(metrics: &[Metrics]) -> Vec<Plot> {
             }
         ),
         format!("Images trained a second, views not counted; in the mean {}.", mean_of(&rate)),
-        format!("Share of the time in which the trainer waited for data, in percent; in the mean {}.", mean_of(&wait)),
+        format!(
+            "Share of the time in which the trainer waited for data, in percent; in the mean {}.{}",
+            mean_of(&wait),
+            waits.map(|waits| waits.caption()).unwrap_or_default()
+        ),
     ];
     let series = |name, values| Series { name, values };
     let drawn = [
         ("Velocity loss", Base::Data, vec![series("velocity loss", velocity)]),
         ("Alignment", Base::Data, vec![series("after the projector", after), series("before the projector", before)]),
         ("Speed", Base::Zero, vec![series("images a second", rate)]),
-        ("Wait for data", Base::Zero, vec![series("% of the time", wait)]),
+        (&wait_title, Base::Zero, vec![series("% of the time", wait)]),
     ];
     let plots = drawn.into_iter().zip(captions).map(|((title, base, series), caption)| Plot {
         chart: Chart::new(title, &steps, base, &series),
-        title,
+        title: title.to_owned(),
         caption,
     });
     plots.collect()
+}
+
+/// How long single batches were waited for, as the last process of the run that came to its end has told it.
+#[derive(Debug, Clone, Copy)]
+struct RunWaits {
+    figures: WaitFigures,
+    first_batch_s: Option<f64>,
+}
+
+impl RunWaits {
+    fn of(metrics: &[Metrics]) -> Option<Self> {
+        let last = metrics.iter().rposition(|record| record.run_wait.is_some())?;
+        let first_batch_s = metrics[..=last].iter().rev().find_map(|record| record.first_batch_s);
+        Some(Self { figures: metrics[last].run_wait?, first_batch_s })
+    }
+
+    /// Follows another sentence.
+    fn caption(self) -> String {
+        let WaitFigures { count, total_s, p50_ms, p99_ms, p999_ms, max_ms } = self.figures;
+        let [p50, p99, p999, max] = [p50_ms, p99_ms, p999_ms, max_ms].map(|ms| span(ms / 1e3));
+        let mut text = format!(
+            " Waits for one batch: p50 {p50}, p99 {p99}, p99.9 {p999}, at most {max}; all {} together {}.",
+            grouped(count),
+            span(total_s)
+        );
+        if let Some(seconds) = self.first_batch_s {
+            text += &format!(" The first batch came after {}.", span(seconds));
+        }
+        text
+    }
 }
 
 /// From where to where a line goes, in words.

@@ -17,6 +17,11 @@ fn record(step: u64, velocity_loss: f64) -> Metrics {
         lr: 1e-3,
         images_per_s: 40.0,
         data_wait: 0.001,
+        wait_ms: None,
+        bad_samples: 0,
+        first_batch_s: None,
+        run_wait: None,
+        stages: Vec::new(),
     }
 }
 
@@ -26,7 +31,17 @@ fn picture(seed: u8) -> RgbImage {
 
 fn stage(name: &str, workers: usize, busy_s: f64) -> StageRecord {
     let rest = (workers as f64) * 10.0 - busy_s;
-    StageRecord { name: name.to_owned(), workers, items: 1000, busy_s, starved_s: rest / 2.0, blocked_s: rest / 2.0 }
+    StageRecord {
+        name: name.to_owned(),
+        workers,
+        items: 1000,
+        busy_s,
+        starved_s: rest / 2.0,
+        blocked_s: rest / 2.0,
+        room: 3,
+        queued_mean: 2.1,
+        waits: 40,
+    }
 }
 
 fn part(name: &str, seconds: f64, flow: Option<FlowRecord>) -> Part {
@@ -144,6 +159,25 @@ fn records_that_are_no_numbers_are_told_as_such() {
     let html = full(&metrics).render().unwrap();
     assert!(!html.contains("NaN"));
     assert!(html.contains("nothing was recorded"));
+}
+
+#[test]
+fn the_chart_of_waits_tells_how_long_single_ones_were() {
+    let mut metrics = [record(1, 2.0), record(20, 1.0), record(40, 0.5), record(60, 0.5)];
+    let html = full(&metrics).render().unwrap();
+    assert!(html.contains("<h3>Wait for data</h3>") && !html.contains("Waits for one batch"), "{html}");
+
+    // A run that was continued at step 20, and then killed before step 80.
+    metrics[0].first_batch_s = Some(9.0);
+    metrics[1].first_batch_s = Some(0.25);
+    metrics[2].run_wait =
+        Some(WaitFigures { count: 1234, total_s: 0.0521, p50_ms: 0.0121, p99_ms: 0.25, p999_ms: 2.5, max_ms: 1500.0 });
+    metrics[3].first_batch_s = Some(8.0);
+    let html = full(&metrics).render().unwrap();
+    assert!(html.contains("<h3>Wait for data: p99 250 µs</h3>"), "{html}");
+    let caption = "Waits for one batch: p50 12.1 µs, p99 250 µs, p99.9 2.50 ms, at most 1.50 s; all 1,234 together 52.1 ms. \
+                   The first batch came after 250 ms.";
+    assert!(html.contains(caption), "{html}");
 }
 
 #[test]

@@ -7,6 +7,8 @@
 #include <dlfcn.h>
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <c10/core/Event.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 namespace {
 
@@ -66,6 +68,33 @@ char *dualpath_fused_adamw_(torch::Tensor *parameters, torch::Tensor *gradients,
                       weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false, /*grad_scale=*/{}, *found_inf);
   });
 }
+
+char *dualpath_pinned(int64_t len, int kind, torch::Tensor **out) {
+  return guarded([&] {
+    auto options = at::TensorOptions().dtype(static_cast<at::ScalarType>(kind)).pinned_memory(true);
+    *out = new torch::Tensor(at::zeros({len}, options));
+  });
+}
+
+char *dualpath_event_record(int device, void **event) {
+  return guarded([&] {
+    // The CUDA side registers its guard when it is loaded, so that this file needs no CUDA library to link.
+    c10::impl::VirtualGuardImpl guard(c10::DeviceType::CUDA);
+    auto made = std::make_unique<c10::Event>(c10::DeviceType::CUDA);
+    made->record(guard.getStream(c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(device))));
+    *event = made.release();
+  });
+}
+
+char *dualpath_event_query(void *event, bool *done) {
+  return guarded([&] { *done = static_cast<c10::Event *>(event)->query(); });
+}
+
+char *dualpath_event_wait(void *event) {
+  return guarded([&] { static_cast<c10::Event *>(event)->synchronize(); });
+}
+
+void dualpath_event_free(void *event) { delete static_cast<c10::Event *>(event); }
 
 char *dualpath_open_library(const char *path) {
   return guarded([&] {

@@ -23,6 +23,19 @@ char *dualpath_fused_adamw_(torch::Tensor *parameters, torch::Tensor *gradients,
                             torch::Tensor *exp_avg_sq, torch::Tensor *step, double lr, double beta1, double beta2,
                             double weight_decay, double eps, torch::Tensor *found_inf);
 
+// Makes `*out` a one-dimensional tensor of `len` values of the scalar type `kind` (c10's number) in pinned memory, zeros.
+// Pinned memory is what a GPU copies without the help of the processor. The caller owns `*out`.
+char *dualpath_pinned(int64_t len, int kind, torch::Tensor **out);
+
+// Makes `*event` a mark on the current stream of a CUDA device: it is done when all that was asked of the stream before
+// it is done. The caller frees it with dualpath_event_free.
+char *dualpath_event_record(int device, void **event);
+// Whether it is done; never waits.
+char *dualpath_event_query(void *event, bool *done);
+// Waits until it is done.
+char *dualpath_event_wait(void *event);
+void dualpath_event_free(void *event);
+
 // Opens a shared library and puts its symbols and operators at everybody's disposal (libtorch_cuda.so registers its
 // kernels that way). It stays open.
 char *dualpath_open_library(const char *path);

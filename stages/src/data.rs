@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! encode   ImageRef -> Decoded -> Decoded (cropped) -> PixelBatch -> MomentsBatch -> shards
-//! load     BlockTicket -> MomentsBlock -> HostBatch -> LatentBatch
+//! load     BlockTicket -> BlockTicket (read) -> BatchDraft -> HostBatch -> LatentBatch
 //! ```
 //!
 //! Two words are kept apart everywhere: *moments* are the posterior of the autoencoder (mean and log-variance,
@@ -15,13 +15,16 @@ use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use half::f16;
 use ndarray::Array4;
 use pipeline::Slab;
 use tch::Tensor;
 
-use crate::load::plan::Window;
+use crate::load::LoadError;
+use crate::native::NativeError;
+use crate::native::memory::HostArray;
 
 /// Where one image is, before anything is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,58 +126,156 @@ pub struct MomentsBatch {
     pub skipped: Vec<(ImageRef, String)>,
 }
 
-/// A block that is to be read, and the buffer that it goes into.
+/// What is next in the order of the plan: perhaps a block to read, and rows to take once it is there.
 #[derive(Debug)]
 pub struct BlockTicket {
-    /// The part of the order that needs the block.
-    pub window: Arc<Window>,
-    /// Entry of `window.blocks`. Tickets come window by window, and within one by slot from 0 on.
-    pub slot: u32,
-    /// Holds whatever it held before.
-    pub buffer: Slab<BlockBuffer>,
+    /// A block whose rows are due in this ticket or in a later one. Blocks are read in the order of their first rows.
+    pub read: Option<BlockRead>,
+    /// In the order of the plan.
+    pub picks: Slab<Vec<Pick>>,
 }
 
-/// A block that was read, checked and inflated.
+/// A block that is to be read, and the buffer that it goes into.
 #[derive(Debug)]
-pub struct MomentsBlock {
-    /// The part of the order that needs the block.
-    pub window: Arc<Window>,
-    /// Entry of `window.blocks`.
-    pub slot: u32,
-    /// The samples of the block, all of them, in dataset order.
+pub struct BlockRead {
+    /// Block of the dataset, counted over all shards.
+    pub block: u32,
+    /// Holds whatever it held before; what the block holds, once it was read.
     pub buffer: Slab<BlockBuffer>,
 }
 
-/// Memory of one block of n samples, lent by the loader: f16 moments, unscaled, sample after sample.
+/// What is done with a block that is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pick {
+    /// The next block that was read is held there, where none was before.
+    Begin {
+        /// Where it is held.
+        slot: u32,
+    },
+    /// Its row is the next sample.
+    Take {
+        /// Where the block is held.
+        slot: u32,
+        /// Row of the block.
+        row: u32,
+    },
+    /// No row of it is taken any more.
+    Done {
+        /// Where the block is held.
+        slot: u32,
+    },
+}
+
+/// One block in memory, lent by the loader.
 #[derive(Debug, Default)]
 pub struct BlockBuffer {
-    /// Posterior means (or drawn samples), `n * C * h * w` values.
-    pub mean: Vec<f16>,
-    /// Posterior log-variances, the same length; empty if the dataset has none.
-    pub logvar: Vec<f16>,
-    /// Class index of each sample.
-    pub labels: Vec<i64>,
-    /// Position of the first sample in the dataset.
-    pub first_position: u64,
+    /// Which block.
+    pub place: BlockPlace,
+    /// Posterior means (or drawn samples), unscaled.
+    pub mean: ColumnBuffer,
+    /// Posterior log-variances; unused if the dataset has none.
+    pub logvar: ColumnBuffer,
+    /// Whether the block could not be read: it then holds nothing that counts.
+    pub is_bad: bool,
+    /// Whether somebody told that it was lost after it had been read.
+    pub told: AtomicBool,
+    /// Why it could not be read, until that was told.
+    pub fault: Option<LoadError>,
 }
 
-/// One training batch on the host, in the order of the plan: f16 moments `[B, C, h, w]`.
+/// The f16 values of one column of one block, sample after sample.
+#[derive(Debug, Default)]
+pub struct ColumnBuffer {
+    /// Where and how they are.
+    pub form: ColumnForm,
+    /// Little-endian; its room stays when the block goes.
+    pub bytes: Vec<u8>,
+}
+
+/// How the values of a [`ColumnBuffer`] lie in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ColumnForm {
+    /// As the codec of the column has them: values, or byte planes.
+    #[default]
+    Stored,
+    /// Not here: the shard is in memory, and they lie there as values.
+    InPlace,
+    /// Values that were computed from what is stored.
+    Converted,
+}
+
+/// Where a block of a dataset is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BlockPlace {
+    /// Number of the shard.
+    pub shard: usize,
+    /// Block of the shard.
+    pub block: usize,
+    /// Samples in it.
+    pub samples: u32,
+    /// Of its first sample, in the dataset.
+    pub position: u64,
+    /// Of its first sample, in the shard.
+    pub row: usize,
+}
+
+/// The rows of one batch and the memory they go into. Made in order at one place, so that copying may be done at
+/// several.
+#[derive(Debug)]
+pub struct BatchDraft {
+    /// Its first `copied` rows are there; the others hold whatever they held before.
+    pub batch: Slab<HostBatch>,
+    /// Rows that were copied.
+    pub copied: usize,
+    /// One entry for each row behind those: the block, which goes back with its last row, and the row of the block.
+    pub rows: Slab<Vec<(Arc<Slab<BlockBuffer>>, u32)>>,
+}
+
+/// One rank's slice of a training batch on the host, in the order of the plan: f16 moments `[B, C, h, w]`.
 ///
 /// The loader lends it as a `Slab`: the memory goes back when the batch is dropped.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug)]
 pub struct HostBatch {
     /// Number of the global batch, from 0 at the start of training.
     pub batch: u64,
+    /// Rows of the global batch that are here.
+    pub rows: Range<usize>,
     /// Posterior means, `B * C * h * w` values.
-    pub mean: Vec<f16>,
+    pub mean: HostArray<f16>,
     /// Posterior log-variances, the same length; empty if the dataset stores means only.
-    pub logvar: Vec<f16>,
+    pub logvar: HostArray<f16>,
     /// Class index of each sample.
-    pub labels: Vec<i64>,
+    pub labels: HostArray<i64>,
     /// Position of each sample in the dataset (`ImageRef::position`).
     pub positions: Vec<u64>,
     /// `[B, C, h, w]`.
     pub shape: [usize; 4],
+    /// Rows whose sample could not be read, with what stands there instead: the nearest readable row before it, or
+    /// after it where there is none before. All other rows are what they would have been.
+    pub filled: Vec<u32>,
+    /// Blocks that were found unreadable since the batch before.
+    pub faults: Vec<LoadError>,
+}
+
+impl HostBatch {
+    /// Memory for a slice of `shape`, zeros; `pinned` so that a GPU can copy it by itself.
+    ///
+    /// # Errors
+    /// libtorch has no pinned memory to give.
+    pub fn with_room(shape: [usize; 4], has_logvar: bool, pinned: bool) -> Result<Self, NativeError> {
+        let values = shape.iter().product();
+        Ok(Self {
+            batch: 0,
+            rows: 0..shape[0],
+            mean: HostArray::zeros(values, pinned)?,
+            logvar: HostArray::zeros(if has_logvar { values } else { 0 }, pinned)?,
+            labels: HostArray::zeros(shape[0], pinned)?,
+            positions: vec![0; shape[0]],
+            shape,
+            filled: Vec::with_capacity(shape[0]),
+            faults: Vec::new(),
+        })
+    }
 }
 
 /// What the network is trained on: latents on the device.

@@ -1,9 +1,12 @@
 //! Safe faces of the C++ functions in `native/`: what libtorch has and tch does not expose.
 //!
-//! Seeded draws that touch no process-wide generator, gradients that live in memory of our own, and the
-//! fused AdamW kernel. The only module of this crate with `unsafe` in it; the method and the nets do not need it.
+//! Seeded draws that touch no process-wide generator, gradients that live in memory of our own, the fused AdamW
+//! kernel, and [`memory`] that a GPU copies by itself. The only module of this crate with `unsafe` in it, but for the
+//! tests' counting allocator; the method and the nets do not need it.
 
 #![allow(unsafe_code)]
+
+pub mod memory;
 
 use std::ffi::{CStr, CString, c_char};
 use std::path::Path;

@@ -38,11 +38,17 @@ impl SplitMix64 {
         (product >> 64) as u64
     }
 
-    /// Shuffles in place (Fisher and Yates), from the back.
+    /// Shuffles in place (Fisher and Yates), from the front: thing `i` is final after draw `i`.
     pub fn permute<T>(&mut self, things: &mut [T]) {
-        for i in (1..things.len()).rev() {
-            things.swap(i, self.below(i as u64 + 1) as usize);
+        for i in 0..things.len() {
+            self.place(i, things);
         }
+    }
+
+    /// Draw `i` of [`Self::permute`]: puts thing `i` in place, when those before it are.
+    pub fn place<T>(&mut self, i: usize, things: &mut [T]) {
+        let left = things.len() - i;
+        things.swap(i, i + self.below(left as u64) as usize);
     }
 }
 

@@ -1,14 +1,18 @@
 //! From a batch on the host to latents on the device: the only part of the load side that touches tensors.
 //!
-//! It is a function and not a stage: tensors are made by the thread that owns the device, on the stream that the
-//! step runs on. It draws nothing: the posterior's noise comes from the step, which draws it for the global batch.
+//! It is no stage: tensors are made by the thread that owns the device, on the stream that the step runs on. It draws
+//! nothing: the posterior's noise comes from the step, which draws it for the global batch.
 
-use std::ops::Range;
+use std::collections::VecDeque;
 
+use pipeline::Slab;
 use shards::Schema;
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor, no_grad};
 
+use super::LEAST_PREFETCH;
 use crate::data::{HostBatch, LatentBatch};
+use crate::native::memory::{Element, Event, with_tensor};
+use crate::native::{NativeError, fill_normal};
 
 /// How stored values become latents: `(z - shift) * factor`, for about unit variance.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -34,16 +38,6 @@ impl Scaling {
 /// Why a batch did not reach the device.
 #[derive(Debug, thiserror::Error)]
 pub enum FeedError {
-    /// Rows that the batch has not.
-    #[error("rows {}..{} were asked of batch {batch}, which has {size}", rows.start, rows.end)]
-    Rows {
-        /// Number of the batch.
-        batch: u64,
-        /// As asked.
-        rows: Range<usize>,
-        /// Rows of the batch.
-        size: usize,
-    },
     /// Noise of another shape.
     #[error("the posterior noise of batch {batch} has shape {got:?}, expected {expected:?}")]
     NoiseShape {
@@ -57,42 +51,87 @@ pub enum FeedError {
     /// libtorch refused, most likely for want of memory on the device.
     #[error(transparent)]
     Torch(#[from] TchError),
+    /// A copy to the device failed.
+    #[error(transparent)]
+    Copy(#[from] NativeError),
 }
 
-/// Puts `rows` of `host` (the slice of a rank or micro-batch; `0..B` is all) on `device` as
-/// `(mean + exp(logvar / 2) * posterior_noise - shift) * factor`, f32.
-///
-/// `posterior_noise`: N(0, 1), f32 `[rows, C, h, w]`, the same rows of the global draw; without it the result is the
-/// posterior's mode. Datasets without log-variances (means only, or drawn samples) take no noise and ignore it.
-///
-/// On a CUDA device the f16 moments are copied asynchronously on the current stream, out of pinned memory of
-/// libtorch's, which it keeps until the copy is done; `host` may be dropped as soon as this returns.
-pub fn to_latents(
+/// Batches that the device may still be copying; more wait for the oldest copy.
+const MOST_LENT: usize = LEAST_PREFETCH - 1;
+
+/// One device's end of the load side, on the thread that owns it.
+#[derive(Debug)]
+pub struct Feeder {
+    device: Device,
+    scaling: Scaling,
+    /// Batches whose copy was asked for, oldest first.
+    lent: VecDeque<(Event, Slab<HostBatch>)>,
+}
+
+impl Feeder {
+    /// For `device`; `scaling` makes latents of stored values.
+    pub fn new(device: Device, scaling: Scaling) -> Self {
+        Self { device, scaling, lent: VecDeque::with_capacity(MOST_LENT + 1) }
+    }
+
+    /// Puts `host` on the device as `(mean + exp(logvar / 2) * posterior_noise - shift) * factor`, f32.
+    ///
+    /// `posterior_noise`: N(0, 1), f32 `[rows, C, h, w]`, the same rows of the global draw; without it the result is the
+    /// posterior's mode. Datasets without log-variances (means only, or drawn samples) take no noise and ignore it.
+    ///
+    /// On a CUDA device the f16 moments are copied asynchronously on the current stream, out of pinned memory if the
+    /// loader made it so; the buffer goes back to the loader when an event says that the copy is done, which is looked
+    /// at here. On the CPU it goes back at once.
+    pub fn feed(&mut self, host: Slab<HostBatch>, posterior_noise: Option<&Tensor>) -> Result<LatentBatch, FeedError> {
+        let batch = no_grad(|| to_latents(&host, posterior_noise, self.scaling, self.device));
+        if let Device::Cuda(index) = self.device {
+            // Also after an error: a copy may have been asked for.
+            self.lent.push_back((Event::record(index)?, host));
+            while let Some((event, _)) = self.lent.front() {
+                if !event.is_done()? {
+                    if self.lent.len() <= MOST_LENT {
+                        break;
+                    }
+                    event.wait()?;
+                }
+                self.lent.pop_front();
+            }
+        }
+        batch
+    }
+
+    /// As [`Self::feed`], with noise that is drawn on the device from `seed`: what a step does, for where there is none.
+    pub fn draw(&mut self, host: Slab<HostBatch>, seed: u64) -> Result<LatentBatch, FeedError> {
+        let mut noise = Tensor::f_empty(host.shape.map(|n| n as i64), (Kind::Float, self.device))?;
+        fill_normal(&mut noise, seed)?;
+        self.feed(host, Some(&noise))
+    }
+}
+
+impl Drop for Feeder {
+    fn drop(&mut self) {
+        for (event, _) in &self.lent {
+            // Memory must not be written or freed under a copy. An error means that CUDA has failed and copies nothing.
+            let _ = event.wait();
+        }
+    }
+}
+
+fn to_latents(
     host: &HostBatch,
-    rows: Range<usize>,
     posterior_noise: Option<&Tensor>,
     scaling: Scaling,
     device: Device,
 ) -> Result<LatentBatch, FeedError> {
-    let [size, channels, height, width] = host.shape;
-    if rows.start > rows.end || rows.end > size {
-        return Err(FeedError::Rows { batch: host.batch, rows, size });
-    }
-    let shape = [rows.len(), channels, height, width].map(|n| n as i64);
-    let values = channels * height * width;
-    let moments = |all: &[half::f16]| -> Result<Tensor, TchError> {
-        let here = Tensor::f_from_slice(&all[rows.start * values..rows.end * values])?.f_view(shape)?;
-        move_to(&here, device)?.f_to_kind(Kind::Float)
-    };
-
-    let mut latents = moments(&host.mean)?;
+    let shape = host.shape.map(|n| n as i64);
+    let mut latents = copied(&host.mean, &shape, device)?.f_to_kind(Kind::Float)?;
     if let Some(noise) = posterior_noise
         && !host.logvar.is_empty()
     {
         if noise.size() != shape {
             return Err(FeedError::NoiseShape { batch: host.batch, expected: shape, got: noise.size() });
         }
-        let deviation = moments(&host.logvar)?.f_mul_scalar_(0.5)?.f_exp_()?;
+        let deviation = copied(&host.logvar, &shape, device)?.f_to_kind(Kind::Float)?.f_mul_scalar_(0.5)?.f_exp_()?;
         latents = latents.f_addcmul_(&deviation, noise)?;
     }
     // Without these a dataset that is scaled already would still cost two passes.
@@ -102,35 +141,31 @@ pub fn to_latents(
     if scaling.factor != 1.0 {
         latents = latents.f_mul_scalar_(scaling.factor)?;
     }
-    let labels = move_to(&Tensor::f_from_slice(&host.labels[rows])?, device)?;
-    Ok(LatentBatch { latents, labels })
+    Ok(LatentBatch { latents, labels: copied(&host.labels, &shape[..1], device)? })
 }
 
-fn move_to(tensor: &Tensor, device: Device) -> Result<Tensor, TchError> {
-    if !device.is_cuda() {
-        return tensor.f_to_device(device);
-    }
-    // libtorch's allocator of pinned memory notes the stream of a non-blocking copy, and lends the memory again only
-    // when the copy is done. (The public `pin_memory` warns that its device argument is deprecated.)
-    tensor.f_internal_pin_memory(device)?.f_to_device_(device, tensor.kind(), true, false)
+/// A tensor of its own on `device`; the copy to a CUDA device is only asked for.
+fn copied<T: Element>(values: &[T], shape: &[i64], device: Device) -> Result<Tensor, TchError> {
+    with_tensor(values, shape, |tensor| tensor.f_to_device_(device, T::KIND, true, true))
 }
 
 #[cfg(test)]
 mod tests {
     use half::f16;
+    use pipeline::{Slabs, Stop};
 
     use super::*;
 
     fn batch(logvar: bool) -> HostBatch {
-        let ramp = |scale: f32| (0..12).map(|i| f16::from_f32(i as f32 * scale)).collect();
-        HostBatch {
-            batch: 5,
-            mean: ramp(0.25),
-            logvar: if logvar { ramp(-0.5) } else { Vec::new() },
-            labels: vec![3, 1, 2],
-            positions: vec![7, 8, 9],
-            shape: [3, 1, 2, 2],
-        }
+        let mut batch = HostBatch::with_room([3, 1, 2, 2], logvar, false).unwrap();
+        batch.batch = 5;
+        let fill = |values: &mut [f16], scale: f32| {
+            (0..).zip(values).for_each(|(i, value)| *value = f16::from_f32(i as f32 * scale));
+        };
+        fill(&mut batch.mean, 0.25);
+        fill(&mut batch.logvar, -0.5);
+        batch.labels.copy_from_slice(&[3, 1, 2]);
+        batch
     }
 
     fn noise(rows: i64) -> Tensor {
@@ -145,7 +180,7 @@ mod tests {
 
     #[test]
     fn a_latent_is_mean_plus_deviation_times_noise_shifted_and_scaled() {
-        let latents = to_latents(&batch(true), 0..3, Some(&noise(3)), SD, Device::Cpu).unwrap();
+        let latents = to_latents(&batch(true), Some(&noise(3)), SD, Device::Cpu).unwrap();
         assert_eq!(latents.latents.size(), [3, 1, 2, 2]);
         assert_eq!((latents.latents.kind(), latents.labels.kind()), (Kind::Float, Kind::Int64));
         for (i, got) in values(&latents.latents).into_iter().enumerate() {
@@ -157,37 +192,39 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_the_same_rows_of_the_whole() {
-        let (host, noise) = (batch(true), noise(3));
-        let whole = to_latents(&host, 0..3, Some(&noise), SD, Device::Cpu).unwrap();
-        let part = to_latents(&host, 1..3, Some(&noise.narrow(0, 1, 2)), SD, Device::Cpu).unwrap();
-        assert!(part.latents.equal(&whole.latents.narrow(0, 1, 2)));
-        assert!(part.labels.equal(&whole.labels.narrow(0, 1, 2)));
-    }
-
-    #[test]
     fn without_log_variances_noise_is_ignored_and_without_noise_the_mode_is_taken() {
         let identity = Scaling { factor: 1.0, shift: 0.0 };
-        let sample = to_latents(&batch(false), 0..3, Some(&noise(3)), identity, Device::Cpu).unwrap();
-        let mode = to_latents(&batch(true), 0..3, None, identity, Device::Cpu).unwrap();
+        let sample = to_latents(&batch(false), Some(&noise(3)), identity, Device::Cpu).unwrap();
+        let mode = to_latents(&batch(true), None, identity, Device::Cpu).unwrap();
         let mean: Vec<f32> = (0..12).map(|i| i as f32 * 0.25).collect();
         assert_eq!(values(&sample.latents), mean);
         assert_eq!(values(&mode.latents), mean);
     }
 
     #[test]
-    fn wrong_rows_and_wrong_noise_are_errors_that_say_what_was_expected() {
-        let rows = to_latents(&batch(true), 2..4, None, SD, Device::Cpu).unwrap_err();
-        assert_eq!(rows.to_string(), "rows 2..4 were asked of batch 5, which has 3");
-        let shape = to_latents(&batch(true), 0..3, Some(&noise(2)), SD, Device::Cpu).unwrap_err();
+    fn wrong_noise_is_an_error_that_says_what_was_expected() {
+        let shape = to_latents(&batch(true), Some(&noise(2)), SD, Device::Cpu).unwrap_err();
         assert_eq!(shape.to_string(), "the posterior noise of batch 5 has shape [2, 1, 2, 2], expected [3, 1, 2, 2]");
+    }
+
+    #[test]
+    fn on_the_cpu_the_buffer_is_back_at_once_and_the_latents_keep_their_values() {
+        let mut made = Some(batch(true));
+        let slabs = Slabs::new(1, || made.take().unwrap());
+        let mut feeder = Feeder::new(Device::Cpu, SD);
+        let fed = feeder.feed(slabs.take(&Stop::never()).unwrap(), None).unwrap();
+        assert_eq!(slabs.available(), 1);
+        let before = values(&fed.latents);
+        slabs.take(&Stop::never()).unwrap().mean.fill(f16::ONE);
+        assert_eq!(values(&fed.latents), before);
+        assert_eq!(Vec::<i64>::try_from(&fed.labels).unwrap(), [3, 1, 2]);
     }
 
     #[test]
     fn the_noise_and_the_batch_are_left_as_they_were() {
         let (host, noise) = (batch(true), noise(3));
-        let before = (values(&noise), host.mean.clone());
-        let _ = to_latents(&host, 0..3, Some(&noise), SD, Device::Cpu).unwrap();
-        assert_eq!((values(&noise), host.mean.clone()), before);
+        let before = (values(&noise), host.mean.to_vec());
+        let _ = to_latents(&host, Some(&noise), SD, Device::Cpu).unwrap();
+        assert_eq!((values(&noise), host.mean.to_vec()), before);
     }
 }

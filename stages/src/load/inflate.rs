@@ -1,14 +1,16 @@
-//! Reads, checks and inflates one block: the stage that has workers.
+//! Reads, checks and inflates one block. Values stay as the codec has them as far as that is f16: see [`super::gather`].
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use pipeline::{BoxError, Stage};
 use shards::{Column, DType, Dataset, Schema, Scratch, Semantics, ShardReader};
 
-use super::LoadError;
-use crate::data::{BlockBuffer, BlockTicket, MomentsBlock};
+use super::{LoadError, OnBadBlock, SlowReads};
+use crate::data::{BlockBuffer, BlockPlace, BlockTicket, ColumnBuffer, ColumnForm};
+use crate::splitmix::SplitMix64;
 
 /// Log-variances are kept within these bounds, as the autoencoder keeps them: a deviation of 0 has none.
 const LOGVAR_RANGE: [f32; 2] = [-30.0, 20.0];
@@ -58,42 +60,24 @@ impl LatentColumns {
         }
         Ok(Self { shape: [channels, height, width].map(|n| n as usize), mean, spread })
     }
-
-    /// Bytes of the inflated f16 values of one sample.
-    pub fn bytes_per_sample(&self) -> usize {
-        let values: usize = self.shape.iter().product();
-        values * size_of::<f16>() * if self.spread.is_some() { 2 } else { 1 }
-    }
 }
 
 /// Where the blocks of a dataset are: they are numbered over all shards.
 #[derive(Debug)]
 pub struct BlockTable {
-    places: Vec<Place>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Place {
-    shard: usize,
-    /// Within the shard.
-    block: usize,
-    samples: u32,
-    /// Of its first sample, in the dataset.
-    position: u64,
-    /// Of its first sample, in the shard.
-    row: usize,
+    places: Vec<BlockPlace>,
 }
 
 impl BlockTable {
     /// The blocks of all shards in order.
     pub fn of(dataset: &Dataset) -> Self {
-        let mut places = Vec::new();
+        let mut places = Vec::with_capacity(dataset.blocks());
         let mut position = 0;
         for (shard, reader) in dataset.shards.iter().enumerate() {
             let mut row = 0;
             for block in 0..reader.blocks() {
                 let samples = reader.block_len(block);
-                places.push(Place { shard, block, samples: samples as u32, position, row });
+                places.push(BlockPlace { shard, block, samples: samples as u32, position, row });
                 position += samples as u64;
                 row += samples;
             }
@@ -107,7 +91,7 @@ impl BlockTable {
     }
 }
 
-/// Fills the buffer of a ticket from its shard. Every value comes out as f16: f32 columns are rounded to nearest
+/// Fills the buffer of a ticket from its shard. Every value is f16 then: f32 columns are rounded to nearest
 /// (relative error at most 2^-11), and deviations s become log-variances 2 ln s, kept within [-30, 20], at the cost
 /// of a logarithm a value.
 #[derive(Debug)]
@@ -115,56 +99,86 @@ pub struct Inflate {
     dataset: Arc<Dataset>,
     table: Arc<BlockTable>,
     columns: LatentColumns,
+    on_bad_block: OnBadBlock,
+    slow: Option<SlowReads>,
     scratch: Scratch,
-    /// One column of one block as stored, little-endian.
-    bytes: Vec<u8>,
-    /// The same as f32, where it is converted on the way.
+    /// One column of one block as stored, where it is converted on the way.
+    stored: Vec<u8>,
+    /// The same as f32.
     wide: Vec<f32>,
 }
 
 impl Inflate {
     /// One worker's own.
-    pub fn new(dataset: Arc<Dataset>, table: Arc<BlockTable>, columns: LatentColumns) -> Self {
-        Self { dataset, table, columns, scratch: Scratch::default(), bytes: Vec::new(), wide: Vec::new() }
+    pub fn new(
+        dataset: Arc<Dataset>,
+        table: Arc<BlockTable>,
+        columns: LatentColumns,
+        on_bad_block: OnBadBlock,
+        slow: Option<SlowReads>,
+    ) -> Self {
+        let (stored, wide) = (Vec::new(), Vec::new());
+        Self { dataset, table, columns, on_bad_block, slow, scratch: Scratch::default(), stored, wide }
+    }
+
+    fn fill(&mut self, buffer: &mut BlockBuffer) -> Result<(), LoadError> {
+        let LatentColumns { mean, spread, .. } = self.columns;
+        self.read(buffer.place, mean, &mut buffer.mean)?;
+        match spread {
+            Some(spread) => self.read(buffer.place, spread, &mut buffer.logvar),
+            None => Ok(()),
+        }
     }
 
     /// Reads `column` of the block at `place` into `out`.
-    fn read(&mut self, place: Place, column: usize, out: &mut Vec<f16>) -> Result<(), LoadError> {
-        let reader: &ShardReader = &self.dataset.shards[place.shard];
-        let declared = &self.dataset.manifest.schema.columns[column];
+    fn read(&mut self, place: BlockPlace, column: usize, out: &mut ColumnBuffer) -> Result<(), LoadError> {
+        let dataset = Arc::clone(&self.dataset);
+        let reader: &ShardReader = &dataset.shards[place.shard];
+        let declared = &dataset.manifest.schema.columns[column];
         let values = place.samples as usize * self.columns.shape.iter().product::<usize>();
-        self.bytes.resize(values * declared.dtype.width(), 0);
-        reader
-            .read_block(place.block, column, &mut self.bytes, &mut self.scratch)
-            .map_err(|cause| LoadError::Block { shard: place.shard, block: place.block, cause })?;
-        // Exact, since a vector that grows by doubling would hold up to twice the stated memory.
-        out.clear();
-        out.reserve_exact(values);
-        let is_deviation = declared.semantics == Semantics::PosteriorStd;
-        if declared.dtype == DType::F16 && !is_deviation {
-            out.extend(self.bytes.as_chunks().0.iter().map(|&value| f16::from_le_bytes(value)));
-            return Ok(());
+        let bad = |cause| LoadError::block(place, cause);
+        if declared.dtype != DType::F16 || declared.semantics == Semantics::PosteriorStd {
+            out.form = ColumnForm::Converted;
+            self.stored.resize(values * declared.dtype.width(), 0);
+            reader.read_block(place.block, column, &mut self.stored, &mut self.scratch).map_err(bad)?;
+            return self.convert(place, declared, resized(&mut out.bytes, values * size_of::<f16>()));
         }
+        if reader.in_place(place.block, column).is_some() {
+            out.form = ColumnForm::InPlace;
+            return reader.verify_block(place.block, column, &mut self.scratch).map_err(bad);
+        }
+        out.form = ColumnForm::Stored;
+        let bytes = resized(&mut out.bytes, values * size_of::<f16>());
+        reader.read_planes(place.block, column, bytes, &mut self.scratch).map_err(bad)
+    }
+
+    /// The values of `declared` in `self.stored`, as f16 in `out`.
+    fn convert(&mut self, place: BlockPlace, declared: &Column, out: &mut [u8]) -> Result<(), LoadError> {
         self.wide.clear();
         match declared.dtype {
             DType::F16 => {
-                self.wide.extend(self.bytes.as_chunks().0.iter().map(|&value| f16::from_le_bytes(value).to_f32()));
+                self.wide.extend(self.stored.as_chunks().0.iter().map(|&value| f16::from_le_bytes(value).to_f32()));
             }
-            DType::F32 => self.wide.extend(self.bytes.as_chunks().0.iter().map(|&value| f32::from_le_bytes(value))),
+            DType::F32 => self.wide.extend(self.stored.as_chunks().0.iter().map(|&value| f32::from_le_bytes(value))),
         }
-        if is_deviation {
+        if declared.semantics == Semantics::PosteriorStd {
             for value in &mut self.wide {
                 *value = (2.0 * value.ln()).clamp(LOGVAR_RANGE[0], LOGVAR_RANGE[1]);
             }
         }
-        out.resize(values, f16::ZERO);
-        out.convert_from_f32_slice(&self.wide);
-        match out.iter().position(|value| !value.is_finite()) {
+        // By way of a few values at a time: the bytes need not lie as f16 have to.
+        let mut narrow = [f16::ZERO; 512];
+        for (to, from) in out.as_chunks_mut::<2>().0.chunks_mut(512).zip(self.wide.chunks(512)) {
+            let narrow = &mut narrow[..from.len()];
+            narrow.convert_from_f32_slice(from);
+            to.iter_mut().zip(narrow).for_each(|(to, value)| *to = value.to_le_bytes());
+        }
+        match self.wide.iter().position(|&value| !f16::from_f32(value).is_finite()) {
             None => Ok(()),
             Some(at) => Err(LoadError::NotFinite {
                 shard: place.shard,
                 block: place.block,
-                file: reader.path().to_owned(),
+                file: self.dataset.shards[place.shard].path().to_owned(),
                 column: declared.name.clone(),
                 value: self.wide[at],
             }),
@@ -172,24 +186,37 @@ impl Inflate {
     }
 }
 
+/// The first `len` bytes of `bytes`, which grows to exactly this where it has to: a vector that grows by doubling would
+/// hold up to twice the stated memory.
+fn resized(bytes: &mut Vec<u8>, len: usize) -> &mut [u8] {
+    if bytes.len() < len {
+        // What it held need not be copied, and the system's pages are zeros already.
+        *bytes = Vec::new();
+        *bytes = vec![0; len];
+    }
+    &mut bytes[..len]
+}
+
 impl Stage for Inflate {
     type In = BlockTicket;
-    type Out = MomentsBlock;
+    type Out = BlockTicket;
 
-    fn process(&mut self, ticket: BlockTicket) -> Result<MomentsBlock, BoxError> {
-        let BlockTicket { window, slot, mut buffer } = ticket;
-        let place = self.table.places[window.blocks[slot as usize].block as usize];
-        let BlockBuffer { mean, logvar, labels, first_position } = &mut *buffer;
-        self.read(place, self.columns.mean, mean)?;
-        match self.columns.spread {
-            Some(spread) => self.read(place, spread, logvar)?,
-            None => logvar.clear(),
+    fn process(&mut self, mut ticket: BlockTicket) -> Result<BlockTicket, BoxError> {
+        let Some(read) = &mut ticket.read else { return Ok(ticket) };
+        if let Some(SlowReads { one_in, delay }) = self.slow
+            && SplitMix64::output(0, read.block.into()).is_multiple_of(one_in)
+        {
+            std::thread::sleep(delay);
         }
-        let rows = place.row..place.row + place.samples as usize;
-        labels.clear();
-        labels.reserve_exact(rows.len());
-        labels.extend(self.dataset.shards[place.shard].labels()[rows].iter().map(|&label| i64::from(label)));
-        *first_position = place.position;
-        Ok(MomentsBlock { window, slot, buffer })
+        read.buffer.place = self.table.places[read.block as usize];
+        let filled = self.fill(&mut read.buffer);
+        read.buffer.is_bad = filled.is_err();
+        read.buffer.told = AtomicBool::new(false);
+        read.buffer.fault = match (filled, self.on_bad_block) {
+            (Ok(()), _) => None,
+            (Err(fault), OnBadBlock::Skip) => Some(fault),
+            (Err(fault), OnBadBlock::Fail) => return Err(fault.into()),
+        };
+        Ok(ticket)
     }
 }

@@ -1,58 +1,89 @@
 //! Load: from shards to batches on the host, in an order that is a pure function of (seed, epoch, position).
 //!
 //! ```text
-//! BlockTickets     which block next, and a buffer for it              read.rs      1 thread
-//!   Inflate        read, check, inflate                               inflate.rs   `workers` threads
-//!   AssembleBatches   hold a window of blocks, gather its samples     batch.rs     1 thread
-//! to_latents       copy to the device, draw from the posterior        feed.rs      the consumer's thread
+//! BlockTickets     which block next, a buffer for it, which rows then    read.rs       1 thread
+//!   Inflate        read, check, inflate                                  inflate.rs    `workers` threads
+//!   AssembleBatches   hold the pool, list the rows of a batch            assemble.rs   1 thread
+//!   Gather         copy the rows into the batch                          gather.rs     `workers` threads
+//! Feeder           copy to the device, draw from the posterior           feed.rs       the consumer's thread
 //! ```
 //!
-//! [`plan`] states the order. The rest obeys it for any number of workers and buffers: what comes out of
-//! [`batches`] is `Plan::batch(cursor.batch)`, `Plan::batch(cursor.batch + 1)`, and so on.
+//! [`plan`] states the order, [`order`] streams it. The rest obeys it for any number of workers and buffers: what comes
+//! out of [`batches`] is `Plan::batch(cursor.batch)`, `Plan::batch(cursor.batch + 1)`, and so on, for several ranks cut into
+//! their slices, rank after rank: [`Flow::split`] deals them out to as many consumers.
+//!
+//! A block that cannot be read ends the flow with its place, or with [`OnBadBlock::Skip`] its samples are replaced by
+//! their neighbours in the rank's slice ([`HostBatch::filled`]): all other rows stay where they are.
 //!
 //! # Memory, and why the flow cannot stall
 //!
-//! Blocks live in `W + F` buffers, where W is the number of blocks of the largest window and F = [`in_flight`] those
-//! that tickets, workers and links can hold. A ticket takes its buffer before it is sent, tickets are made in the
-//! order of first use, and a block's buffer goes back with its last sample.
+//! Blocks live in `P + D + F` buffers: P is the number of blocks of the pool, D = 16 the finished blocks that an
+//! incomplete draft of a batch may keep, and F = [`in_flight`] those that tickets, workers and links can hold. A ticket takes
+//! its buffer before it is sent, and blocks are read in the order of their first rows. A buffer goes back when its block
+//! is finished and the last row is copied.
 //!
-//! Let p be the next sample to gather, in window w. Every sample before p is gathered, so every block of an earlier
-//! window is back, and a block of w is held only if it was used before p and is used again: at most W - 1 blocks,
-//! since that of p is not among them. If the block of p has a ticket, the ticket has a buffer, and since links keep
-//! order it arrives. If it has none, it is the next ticket, since every block of earlier first use has one;
-//! all buffers that are not among the W - 1 come to rest in the pool, at least F + 1 of W + F, so the ticket
-//! gets one. In both cases p is gathered: W buffers suffice for progress, and F more keep the workers busy.
-//! Nothing bars blocks of the next window or epoch: they are asked for as soon as buffers of this one come back, so
-//! the end of an epoch does not drain the flow.
+//! Let s be the next row to list. At most P blocks are begun before s and not finished, that of s among them. If the
+//! block of s has a ticket, the ticket has a buffer, and since links keep order it arrives. If it has none, it is the
+//! next to get one, and every block that was read before it is begun; of all other buffers at most P - 1 are held for blocks that are begun and less than D for finished ones in
+//! the draft of s, and those of all other finished blocks come back: their rows are in complete drafts, which have their
+//! memory and wait for nothing. So the ticket gets a buffer, and s is listed: P + D buffers suffice for progress, and F
+//! more keep the workers busy. Nothing bars blocks of the next epoch: they are asked for as soon as buffers come back
+//! ([`read`]), so the end of an epoch does not drain the flow.
 //!
-//! Batches live in `prefetch + 2` buffers: one being gathered, `prefetch` waiting, one with the consumer. A consumer
-//! that keeps batches may keep up to `prefetch + 1` at a time; the flow waits for it when it keeps more.
+//! With a pool of the whole dataset a block stays in its buffer once it was read.
 //!
-//! Not here: the mirrored columns of `encode --flip` (not read), ranks (they slice a global batch in
-//! [`feed::to_latents`]), draws of any kind.
+//! Batches live in `ranks * (prefetch + 1) + 2 * workers + 2` buffers: `prefetch` for each consumer and one with
+//! it, and those being listed and filled. A consumer that keeps batches may keep up to `prefetch` besides the one it is
+//! at; the flow waits for it when it keeps more.
+//!
+//! In steady state nothing is allocated for a sample or a batch; for a block, one handle of a few hundred bytes. To
+//! begin elsewhere costs the draws of a pool (a few milliseconds); in a pool of everything, those of the epoch until
+//! there (20 ns a sample), and the turn of an epoch a few nanoseconds a sample.
+//!
+//! Not here: the mirrored columns of `encode --flip` (not read), draws of any kind.
 
-pub mod batch;
+pub mod assemble;
 pub mod feed;
+pub mod footprint;
+pub mod gather;
 pub mod inflate;
+pub mod order;
 pub mod plan;
+pub mod quality;
 pub mod read;
+pub mod synthetic;
+pub mod waits;
 
+#[cfg(test)]
+mod faults;
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod memory;
 #[cfg(test)]
 mod properties;
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use pipeline::{Flow, Slab, Slabs};
+use pipeline::{Flow, Parallel, Slab, Slabs};
 use shards::{Dataset, ShardError};
 
-use crate::data::{BlockBuffer, HostBatch};
-use batch::AssembleBatches;
-use inflate::{BlockTable, Inflate, LatentColumns};
-use plan::{Cursor, Plan, PlanConfig, PlanError};
-use read::BlockTickets;
+pub use footprint::LoadMemory;
 
-/// How a dataset is streamed. Only `seed`, `batch`, `pool_blocks` and `cursor` decide what comes; the rest how fast.
+use crate::data::{BlockBuffer, BlockPlace, HostBatch, Pick};
+use crate::native::NativeError;
+use assemble::{AssembleBatches, MOST_FINISHED, Rows};
+use gather::Gather;
+use inflate::{BlockTable, Inflate, LatentColumns};
+use order::Steps;
+use plan::{Cursor, Plan, PlanConfig, PlanError, Ranks};
+use read::{BlockTickets, MOST_PICKS};
+
+/// How a dataset is streamed. Only `seed`, `batch`, `pool_blocks`, `cursor` and `ranks` decide what comes; the rest how
+/// fast.
 #[derive(Debug, Clone)]
 pub struct LoadConfig {
     /// The seed of the run.
@@ -60,20 +91,70 @@ pub struct LoadConfig {
     /// Samples in a global batch, at least 1 and at most the dataset.
     pub batch: usize,
     /// Blocks that are shuffled together ([`plan::DEFAULT_POOL_BLOCKS`]); from the number of blocks on, the
-    /// shuffle is a permutation of the whole dataset and all of it is held in memory.
+    /// shuffle is a permutation of the whole dataset and all of it stays in memory, inflated.
     pub pool_blocks: usize,
-    /// Threads that read and inflate, at least 1.
+    /// Threads that read and inflate, and as many that copy, at least 1.
     pub workers: usize,
-    /// Finished batches that wait for the consumer, at least [`LEAST_PREFETCH`].
+    /// Finished batches that wait for each consumer, at least [`LEAST_PREFETCH`].
     pub prefetch: usize,
     /// The first batch.
     pub cursor: Cursor,
     /// How many batches; without end if `None`.
     pub batches: Option<u64>,
+    /// Whose slices come.
+    pub ranks: Ranks,
+    /// What is done about blocks that cannot be read.
+    pub on_bad_block: OnBadBlock,
+    /// Batches in memory that a GPU copies by itself; needs the CUDA side of libtorch.
+    pub pinned: bool,
+    /// Makes reading slower than it is.
+    pub slow: Option<SlowReads>,
+}
+
+impl LoadConfig {
+    /// Everything from the first batch on, for one consumer on the CPU, with all else as a run has it by default.
+    pub fn new(seed: u64, batch: usize) -> Self {
+        Self {
+            seed,
+            batch,
+            pool_blocks: plan::DEFAULT_POOL_BLOCKS,
+            workers: 2,
+            prefetch: DEFAULT_PREFETCH,
+            cursor: Cursor::default(),
+            batches: None,
+            ranks: Ranks::all(1),
+            on_bad_block: OnBadBlock::Fail,
+            pinned: false,
+            slow: None,
+        }
+    }
 }
 
 /// The least [`LoadConfig::prefetch`]: with fewer a copy to the device that is still under way holds up the next batch.
 pub const LEAST_PREFETCH: usize = 3;
+
+/// [`LoadConfig::prefetch`] unless asked otherwise: a consumer of 5 ms a batch does not notice a pause of 40 ms.
+pub const DEFAULT_PREFETCH: usize = 8;
+
+/// What is done about a block that cannot be had: its checksum is wrong, it does not inflate, the file no longer has it,
+/// the disk fails, or its values do not fit f16.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnBadBlock {
+    /// The flow ends with an error that names shard, block and file.
+    #[default]
+    Fail,
+    /// The samples are replaced by others of their batch, and counted.
+    Skip,
+}
+
+/// A disk that is slow now and then, to see what prefetch is worth: one in `one_in` blocks, by number, comes `delay` late.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SlowReads {
+    /// At least 1.
+    pub one_in: u64,
+    /// How late.
+    pub delay: Duration,
+}
 
 /// Why a dataset cannot be streamed.
 #[derive(Debug, thiserror::Error)]
@@ -118,6 +199,17 @@ pub enum LoadError {
         #[source]
         cause: ShardError,
     },
+    /// All samples of a rank's slice lie in blocks that cannot be read.
+    #[error("no sample of batch {batch}, rows {}..{}, can be read; `pipeline verify` lists what is damaged", rows.start, rows.end)]
+    NothingReadable {
+        /// Number of the batch.
+        batch: u64,
+        /// Rows of the slice.
+        rows: Range<usize>,
+    },
+    /// No memory for batches.
+    #[error("memory for batches: {0}")]
+    Memory(#[from] NativeError),
     /// An f32 value that f16 cannot hold.
     #[error("shard {shard}, block {block}: {file}: column {column} holds {value}, outside f16's range; encode or import the dataset again", file = file.display())]
     NotFinite {
@@ -134,52 +226,47 @@ pub enum LoadError {
     },
 }
 
+impl LoadError {
+    /// Whether the data are damaged, as far as [`ShardError::is_corrupt`] does not say so already.
+    pub fn is_corrupt(&self) -> bool {
+        matches!(self, Self::NothingReadable { .. } | Self::NotFinite { .. })
+    }
+
+    /// What is wrong with the block at `place`.
+    pub(crate) fn block(place: BlockPlace, cause: ShardError) -> Self {
+        Self::Block { shard: place.shard, block: place.block, cause }
+    }
+}
+
 /// Streams `dataset` from `config.cursor` on (module doc).
 ///
 /// Errors of reading come from running the flow: they name shard, block and file.
-pub fn batches(dataset: &Arc<Dataset>, config: &LoadConfig) -> Result<Flow<Slab<HostBatch>>, LoadError> {
+pub fn batches(dataset: &Arc<Dataset>, config: &LoadConfig) -> Result<Flow<Slab<HostBatch>, Parallel>, LoadError> {
     let loader = Loader::new(dataset, config)?;
-    Ok(loader.flow())
-}
-
-/// Memory that [`batches`] holds at most, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LoadMemory {
-    /// Inflated blocks: the shuffle pool and what is on its way into it.
-    pub pool_bytes: u64,
-    /// Batches: waiting, being gathered, and with the consumer.
-    pub batch_bytes: u64,
-    /// The order of the windows in use.
-    pub order_bytes: u64,
-}
-
-impl LoadMemory {
-    /// The figures for `dataset` and `config`; the same errors as [`batches`].
-    pub fn of(dataset: &Arc<Dataset>, config: &LoadConfig) -> Result<Self, LoadError> {
-        Ok(Loader::new(dataset, config)?.memory())
-    }
-
-    /// All of it.
-    pub fn total(self) -> u64 {
-        self.pool_bytes + self.batch_bytes + self.order_bytes
-    }
+    loader.flow()
 }
 
 /// Blocks that tickets, workers and links hold beside the pool: one in the hands of the source, `workers` in the link
-/// behind it, one with each worker, `2 * workers` in the link behind them, and one in the hands of the assembler.
+/// behind it, `2 * workers` that are worked on or in the link behind that, and one in the hands of the assembler.
 pub fn in_flight(workers: usize) -> usize {
-    4 * workers + 2
+    3 * workers + 2
 }
 
-/// A checked configuration and its buffers.
+/// Blocks in memory at most. A pool of the whole dataset needs no more than there are.
+fn block_buffers(plan: &Plan, workers: usize) -> usize {
+    let blocks = plan.pool_blocks() + MOST_FINISHED + in_flight(workers);
+    if plan.holds_everything() { plan.pool_blocks() } else { blocks }
+}
+
+/// A checked configuration and its order.
 struct Loader {
     dataset: Arc<Dataset>,
     config: LoadConfig,
     plan: Arc<Plan>,
     columns: LatentColumns,
     table: Arc<BlockTable>,
+    /// Memory for blocks, made as it is needed.
     blocks: Slabs<BlockBuffer>,
-    batches: Slabs<HostBatch>,
 }
 
 impl Loader {
@@ -193,37 +280,58 @@ impl Loader {
         let columns = LatentColumns::of(&dataset.manifest.schema)?;
         let table = Arc::new(BlockTable::of(dataset));
         let plan = Arc::new(Plan::new(PlanConfig { blocks: table.sizes(), seed, batch, pool_blocks })?);
-        let blocks = Slabs::new(plan.window_blocks() + in_flight(workers), BlockBuffer::default);
-        let batches = Slabs::new(prefetch + 2, HostBatch::default);
-        Ok(Self { dataset: Arc::clone(dataset), config: config.clone(), plan, columns, table, blocks, batches })
+        config.ranks.check(batch)?;
+        let blocks = Slabs::new(block_buffers(&plan, workers), BlockBuffer::default);
+        Ok(Self { dataset: Arc::clone(dataset), config: config.clone(), plan, columns, table, blocks })
     }
 
-    fn flow(self) -> Flow<Slab<HostBatch>> {
-        let LoadConfig { cursor, batches, workers, prefetch, .. } = self.config;
-        let Self { dataset, plan, columns, table, .. } = self;
-        let assemble = AssembleBatches::new(cursor, plan.batch_size(), &columns, self.batches);
-        let inflate = move |_| Ok(Inflate::new(Arc::clone(&dataset), Arc::clone(&table), columns.clone()));
-        Flow::from(BlockTickets::new(plan.windows(cursor, batches), self.blocks)) // -> BlockTicket   which block, and a buffer
-            .depth(workers)
-            .then(inflate) //                                                        -> MomentsBlock  f16 [<=64, C, h, w]
-            .workers(workers)
-            .depth(2 * workers)
-            .regroup(assemble) //                                                    -> HostBatch     f16 [B, C, h, w], in order
-            .depth(prefetch)
+    /// Batches in memory at most.
+    fn batch_buffers(&self) -> usize {
+        self.config.ranks.ranks.len() * (self.config.prefetch + 1) + self.drafts()
     }
 
-    fn memory(&self) -> LoadMemory {
-        let bytes_per_sample = self.columns.bytes_per_sample() as u64;
-        let largest_block = self.table.sizes().into_iter().max().unwrap_or(0);
-        let blocks = (self.plan.window_blocks() + in_flight(self.config.workers)) as u64;
-        let window_samples = (self.plan.window_blocks() as u64 * u64::from(largest_block)).min(self.plan.samples());
-        LoadMemory {
-            pool_bytes: blocks * u64::from(largest_block) * (bytes_per_sample + size_of::<i64>() as u64),
-            batch_bytes: (self.config.prefetch as u64 + 2)
-                * self.plan.batch_size() as u64
-                * (bytes_per_sample + (size_of::<i64>() + size_of::<u64>()) as u64),
-            // The window that is gathered and the next. (Windows smaller than what is in flight can be more, and small.)
-            order_bytes: 2 * window_samples * size_of::<plan::Pick>() as u64,
-        }
+    /// Drafts at most: one being listed, `workers` in the link, one with each worker, and one more on its way.
+    fn drafts(&self) -> usize {
+        2 * self.config.workers + 2
+    }
+
+    /// `[B, C, h, w]` of one rank's slice.
+    fn slice_shape(&self) -> [usize; 4] {
+        let [channels, height, width] = self.columns.shape;
+        [self.config.ranks.slice_rows(self.config.batch), channels, height, width]
+    }
+
+    fn batch_slabs(&self) -> Result<Slabs<HostBatch>, LoadError> {
+        let (shape, has_logvar) = (self.slice_shape(), self.columns.spread.is_some());
+        let room = || HostBatch::with_room(shape, has_logvar, self.config.pinned);
+        let mut made = (0..self.batch_buffers()).map(|_| room()).collect::<Result<Vec<_>, _>>()?.into_iter();
+        Ok(Slabs::new(self.batch_buffers(), || made.next().expect("as many were made as are asked for")))
+    }
+
+    fn flow(self) -> Result<Flow<Slab<HostBatch>, Parallel>, LoadError> {
+        let free = self.batch_slabs()?;
+        let picks: Slabs<Vec<Pick>> = Slabs::new(in_flight(self.config.workers), || Vec::with_capacity(MOST_PICKS));
+        let rows: Slabs<Rows> = Slabs::new(self.drafts(), || Vec::with_capacity(self.slice_shape()[0]));
+        let Self { dataset, config, plan, columns, table, blocks } = self;
+        let LoadConfig { cursor, batches, workers, prefetch, ranks, on_bad_block, slow, .. } = config;
+        let steps = Steps::new(&plan, cursor, batches, &ranks);
+        let here = Gather::new(Arc::clone(&dataset), columns.clone(), on_bad_block);
+        let assemble = AssembleBatches::new(cursor, plan.batch_size(), ranks, plan.pool_blocks(), here, free, rows);
+        let (data, wanted) = (Arc::clone(&dataset), columns.clone());
+        let inflate =
+            move |_| Ok(Inflate::new(Arc::clone(&data), Arc::clone(&table), wanted.clone(), on_bad_block, slow));
+        let gather = move |_| Ok(Gather::new(Arc::clone(&dataset), columns.clone(), on_bad_block));
+        Ok(
+            Flow::from(BlockTickets::new(steps, &plan, blocks, picks)) // -> BlockTicket   a block to read, and a buffer for it
+                .depth(workers)
+                .then(inflate) //                                     -> BlockTicket   f16 [<=64, C, h, w], read and inflated
+                .workers(workers)
+                .depth(workers)
+                .regroup(assemble) //                                 -> BatchDraft    which rows, in order
+                .depth(workers)
+                .then(gather) //                                      -> HostBatch     f16 [B, C, h, w], in order
+                .workers(workers)
+                .depth(prefetch),
+        )
     }
 }

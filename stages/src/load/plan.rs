@@ -5,35 +5,56 @@
 //! A run that stops and goes on must see the samples that it would have seen, on another machine and by a later
 //! version too. So this text is a specification, and the literal numbers in the tests pin it.
 //!
-//! *Generator.* `stream(purpose, epoch, window)` is splitmix64 whose state starts at
-//! `xxh3_64(seed ‖ epoch ‖ window ‖ purpose)`, each of the four a little-endian u64. A draw below `n` is the high half of
+//! *Generator.* `stream(purpose, epoch, item)` is splitmix64 whose state starts at
+//! `xxh3_64(seed ‖ epoch ‖ item ‖ purpose)`, each of the four a little-endian u64. A draw below `n` is the high half of
 //! the 128-bit product of an output and `n`; outputs whose low half falls below `2^64 mod n` are rejected (Lemire,
 //! "Fast random integer generation in an interval", 2019), so every value is equally likely.
-//! A permutation of `n` things is Fisher and Yates from the end: for i = n-1 down to 1, swap i with a draw below i+1.
+//! A permutation of `n` things is Fisher and Yates from the front: for i = 0, 1, .. n-1 swap i with i plus a draw below n-i.
 //!
-//! *Order of an epoch.*
+//! *Order of an epoch.* With a pool of `P` blocks, and fewer in the pool than in the dataset:
 //! 1. The blocks of the dataset, in dataset order, are permuted by `stream(1, epoch, 0)`.
-//! 2. Each `pool_blocks` of the permuted blocks in a row are a window; the last one may be smaller.
-//! 3. The samples of window w, block after block, are permuted by `stream(2, epoch, w)`.
+//! 2. Row i of the j-th block of these, both counted from 0, has the key `j * 2^32 + d`, where d is a draw below
+//!    `min(P, 64 + j) * 2^32`; the rows of a block draw one after the other from `stream(2, epoch, j)`.
+//! 3. The samples are ordered by (key, j, i).
 //!
-//! With `pool_blocks` no less than the number of blocks this is a uniform permutation of the whole dataset.
+//! Two samples can change places if their blocks are less than P apart in 1. (less than `64 + j`, where that is fewer), and
+//! at no time are more than P blocks begun and not finished: the pool slides over the blocks, and there are no windows with edges. It begins with 64 blocks
+//! and grows by one with each block that follows, and shrinks over the last samples of an epoch, while that of the next
+//! grows: the first batch does not wait for the whole pool, and after it blocks are begun at an even pace, about twice
+//! the mean until the pool has its size.
+//!
+//! With a pool of all blocks or more, the samples of the dataset in its order are permuted by `stream(3, epoch, 0)`: a
+//! uniform permutation.
 //!
 //! *Batches.* An epoch has `floor(samples / batch)` batches; batch i of an epoch is positions `[i * batch, (i + 1) * batch)`
 //! of its order. What remains at the end is dropped: fewer than `batch` samples, others in every epoch, since the order
 //! is another. Batches are counted over all epochs: [`Cursor`] is this count, and epoch and position follow from it.
-//! Workers, devices, buffers and where a run was resumed do not appear: the order cannot depend on them.
 //!
-//! [`Plan::epoch`] and [`Plan::batch`] say this directly. [`Plan::windows`] streams the same order from any cursor at
-//! the cost of one window; the tests compare the two.
+//! *Ranks.* Rank r of a world of w takes rows `[r * batch / w, (r + 1) * batch / w)` of every batch ([`Ranks`]); w divides the
+//! batch. So the slices of all ranks are the batch, and a run may go on with another w.
+//!
+//! Workers, devices, buffers, ways of reading and where a run was resumed do not appear: the order cannot depend on them.
+//!
+//! [`Plan::epoch`] and [`Plan::batch`] say this directly. [`super::order`] streams the same from any cursor; the tests
+//! compare the two.
 
-use std::sync::Arc;
+use std::ops::Range;
 
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::splitmix::SplitMix64;
 
-/// Blocks of a window unless asked otherwise: 65,536 samples of 64-sample blocks.
+/// Blocks of the pool unless asked otherwise: 65,536 samples of 64-sample blocks.
 pub const DEFAULT_POOL_BLOCKS: usize = 1024;
+
+/// Blocks that the pool of an epoch begins with.
+const FIRST_POOL: u64 = 64;
+
+/// Most blocks of a dataset: keys are 64 bits, of which the block has the upper half with room for the pool.
+const MOST_BLOCKS: usize = 1 << 31;
+
+/// Most samples of a pool of everything, if all blocks had the size of the largest.
+const MOST_IN_ONE_POOL: u64 = u32::MAX as u64;
 
 /// Everything that the order depends on.
 #[derive(Debug, Clone)]
@@ -44,7 +65,7 @@ pub struct PlanConfig {
     pub seed: u64,
     /// Samples in a global batch, at least 1.
     pub batch: usize,
-    /// Blocks of a window, at least 1.
+    /// Blocks of the pool, at least 1.
     pub pool_blocks: usize,
 }
 
@@ -54,7 +75,7 @@ pub enum PlanError {
     /// A batch of nothing.
     #[error("the batch size is 0; it must be at least 1")]
     EmptyBatch,
-    /// A window of nothing.
+    /// A pool of nothing.
     #[error("the shuffle pool has 0 blocks; it must have at least 1")]
     EmptyPool,
     /// Not one batch.
@@ -67,11 +88,31 @@ pub enum PlanError {
         /// Samples of a batch.
         batch: usize,
     },
-    /// Block numbers are u32.
-    #[error("the dataset has {blocks} blocks; at most {max} can be ordered", max = u32::MAX)]
-    TooManyBlocks {
-        /// Blocks of the dataset.
-        blocks: usize,
+    /// More than can be numbered.
+    #[error("the dataset has {got} {what}; at most {most} can be ordered")]
+    TooMany {
+        /// Blocks, or samples of a pool of everything.
+        what: &'static str,
+        /// As found.
+        got: u64,
+        /// The limit.
+        most: u64,
+    },
+    /// Slices of different sizes.
+    #[error("a batch of {batch} cannot be cut into {world} equal slices; use a batch that {world} divides")]
+    Uneven {
+        /// Samples of a global batch.
+        batch: usize,
+        /// Number of ranks.
+        world: usize,
+    },
+    /// A rank that there is not.
+    #[error("ranks {}..{} were asked for, of a world of {world}", ranks.start, ranks.end)]
+    NoSuchRank {
+        /// As asked.
+        ranks: Range<usize>,
+        /// Number of ranks.
+        world: usize,
     },
 }
 
@@ -80,6 +121,51 @@ pub enum PlanError {
 pub struct Cursor {
     /// The next global batch, counted from 0 at the start of training over all epochs.
     pub batch: u64,
+}
+
+/// Which slices of every global batch one process takes: those of some ranks in a row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ranks {
+    /// The ranks, from 0.
+    pub ranks: Range<usize>,
+    /// How many there are in all processes.
+    pub world: usize,
+}
+
+impl Ranks {
+    /// All of a world that is this process: one rank for each of its `devices`.
+    pub fn all(devices: usize) -> Self {
+        Self { ranks: 0..devices, world: devices }
+    }
+
+    /// Rows of one rank's slice of a batch of `batch`.
+    pub fn slice_rows(&self, batch: usize) -> usize {
+        batch / self.world
+    }
+
+    /// Rows of a batch of `batch` that `rank` takes.
+    pub fn rows_of(&self, rank: usize, batch: usize) -> Range<usize> {
+        let rows = self.slice_rows(batch);
+        rank * rows..(rank + 1) * rows
+    }
+
+    /// Rows of a batch of `batch` that this process takes.
+    pub fn rows(&self, batch: usize) -> Range<usize> {
+        let rows = self.slice_rows(batch);
+        self.ranks.start * rows..self.ranks.end * rows
+    }
+
+    /// Refuses what does not tile a batch.
+    pub fn check(&self, batch: usize) -> Result<(), PlanError> {
+        let Self { ranks, world } = self;
+        if ranks.is_empty() || ranks.end > *world {
+            return Err(PlanError::NoSuchRank { ranks: ranks.clone(), world: *world });
+        }
+        match batch % world {
+            0 => Ok(()),
+            _ => Err(PlanError::Uneven { batch, world: *world }),
+        }
+    }
 }
 
 /// One sample of the dataset.
@@ -111,19 +197,25 @@ impl Plan {
         if config.pool_blocks == 0 {
             return Err(PlanError::EmptyPool);
         }
-        if u32::try_from(config.blocks.len()).is_err() {
-            return Err(PlanError::TooManyBlocks { blocks: config.blocks.len() });
-        }
         let mut first = Vec::with_capacity(config.blocks.len());
         let mut samples = 0;
         for &size in &config.blocks {
             first.push(samples);
             samples += u64::from(size);
         }
-        if samples < config.batch as u64 {
-            return Err(PlanError::LessThanOneBatch { samples, batch: config.batch });
+        let plan = Self { config, first, samples };
+        let too_many = |what, got, most| Err(PlanError::TooMany { what, got, most });
+        match (plan.config.blocks.len(), plan.holds_everything()) {
+            (blocks, _) if blocks > MOST_BLOCKS => too_many("blocks", blocks as u64, MOST_BLOCKS as u64),
+            (blocks, true) if blocks as u64 * u64::from(plan.largest_block()) > MOST_IN_ONE_POOL => {
+                let got = blocks as u64 * u64::from(plan.largest_block());
+                too_many("rows in a pool of everything (use a smaller pool)", got, MOST_IN_ONE_POOL)
+            }
+            _ if samples < plan.config.batch as u64 => {
+                Err(PlanError::LessThanOneBatch { samples, batch: plan.config.batch })
+            }
+            _ => Ok(plan),
         }
-        Ok(Self { config, first, samples })
     }
 
     /// Samples of a batch.
@@ -136,9 +228,19 @@ impl Plan {
         self.samples / self.config.batch as u64
     }
 
-    /// Blocks of the largest window.
-    pub fn window_blocks(&self) -> usize {
+    /// Samples of an epoch that are trained on: all but the remainder of the last batch.
+    pub fn trained(&self) -> u64 {
+        self.batches_per_epoch() * self.config.batch as u64
+    }
+
+    /// Blocks that are held at a time, at most.
+    pub fn pool_blocks(&self) -> usize {
         self.config.pool_blocks.min(self.config.blocks.len())
+    }
+
+    /// Whether the pool is the whole dataset: then every epoch is a uniform permutation, and blocks stay once read.
+    pub fn holds_everything(&self) -> bool {
+        self.config.pool_blocks >= self.config.blocks.len()
     }
 
     /// Samples of the dataset, those that an epoch drops included.
@@ -146,218 +248,120 @@ impl Plan {
         self.samples
     }
 
+    /// Samples in each block.
+    pub fn blocks(&self) -> &[u32] {
+        &self.config.blocks
+    }
+
+    /// Samples of the largest block.
+    pub fn largest_block(&self) -> u32 {
+        self.config.blocks.iter().copied().max().unwrap_or(0)
+    }
+
     /// Dataset position of the first sample of `block`.
     pub fn first_position(&self, block: u32) -> u64 {
         self.first[block as usize]
     }
 
-    /// The whole order of an epoch; its last `samples mod batch` entries are not trained on.
-    pub fn epoch(&self, epoch: u64) -> Vec<SampleRef> {
-        let mut order = Vec::with_capacity(self.samples as usize);
-        for (window, blocks) in self.block_order(epoch).chunks(self.config.pool_blocks).enumerate() {
-            let from = order.len();
-            for &block in blocks {
-                let first = self.first[block as usize];
-                let size = self.config.blocks[block as usize];
-                order.extend((0..size).map(|index| SampleRef { block, index, position: first + u64::from(index) }));
-            }
-            self.stream(SAMPLES, epoch, window as u64).permute(&mut order[from..]);
-        }
-        order
+    /// Row `index` of `block`.
+    fn sample(&self, block: u32, index: u32) -> SampleRef {
+        SampleRef { block, index, position: self.first_position(block) + u64::from(index) }
     }
 
-    /// The samples of global batch `batch`, in order. Costs an epoch: to stream, use [`Plan::windows`].
+    /// The whole order of an epoch; its last `samples mod batch` entries are not trained on.
+    pub fn epoch(&self, epoch: u64) -> Vec<SampleRef> {
+        if self.holds_everything() {
+            let rows = (0..).zip(&self.config.blocks);
+            let mut order: Vec<_> =
+                rows.flat_map(|(block, &rows)| (0..rows).map(move |index| self.sample(block, index))).collect();
+            self.sample_stream(epoch).permute(&mut order);
+            return order;
+        }
+        let mut blocks: Vec<u32> = (0..self.config.blocks.len() as u32).collect();
+        self.block_stream(epoch).permute(&mut blocks);
+        let mut keyed = Vec::with_capacity(self.samples as usize);
+        for (j, block) in (0..).zip(blocks) {
+            let mut keys = self.keys(epoch, j);
+            let row = |index| (keys.next_key(), j, self.sample(block, index));
+            keyed.extend((0..self.config.blocks[block as usize]).map(row));
+        }
+        keyed.sort_unstable_by_key(|&(key, j, sample)| (key, j, sample.index));
+        keyed.into_iter().map(|(_, _, sample)| sample).collect()
+    }
+
+    /// The samples of global batch `batch`, in order. Costs an epoch: to stream, use [`super::order::Steps`].
     pub fn batch(&self, batch: u64) -> Vec<SampleRef> {
         let size = self.config.batch;
         let from = (batch % self.batches_per_epoch()) as usize * size;
         self.epoch(batch / self.batches_per_epoch())[from..from + size].to_vec()
     }
 
-    /// Streams the order from `cursor` on, for `batches` batches or without end.
-    pub fn windows(self: &Arc<Self>, cursor: Cursor, batches: Option<u64>) -> Windows {
-        let per_epoch = self.batches_per_epoch();
-        let end = batches.map_or(u64::MAX, |batches| cursor.batch.saturating_add(batches));
-        let epoch = cursor.batch / per_epoch;
-        Windows {
-            plan: Arc::clone(self),
-            current: self.epoch_windows(epoch),
-            position: cursor.batch % per_epoch * self.config.batch as u64,
-            end_epoch: end / per_epoch,
-            end_position: end % per_epoch * self.config.batch as u64,
-        }
+    /// The draws of the permutation of blocks.
+    pub(super) fn block_stream(&self, epoch: u64) -> SplitMix64 {
+        self.stream(1, epoch, 0)
     }
 
-    fn block_order(&self, epoch: u64) -> Vec<u32> {
-        let mut blocks: Vec<u32> = (0..self.config.blocks.len() as u32).collect();
-        self.stream(BLOCKS, epoch, 0).permute(&mut blocks);
-        blocks
+    /// The draws of the permutation of all samples.
+    pub(super) fn sample_stream(&self, epoch: u64) -> SplitMix64 {
+        self.stream(3, epoch, 0)
     }
 
-    fn epoch_windows(&self, epoch: u64) -> EpochWindows {
-        let blocks = self.block_order(epoch);
-        let mut start = 0;
-        let starts = blocks
-            .chunks(self.config.pool_blocks)
-            .map(|window| {
-                let at = start;
-                start += window.iter().map(|&block| u64::from(self.config.blocks[block as usize])).sum::<u64>();
-                at
-            })
-            .collect();
-        EpochWindows { epoch, blocks, starts }
+    /// The keys of the rows of the j-th block of an epoch.
+    pub(super) fn keys(&self, epoch: u64, j: u32) -> Keys {
+        let draws = self.stream(2, epoch, u64::from(j));
+        let range = (self.config.pool_blocks as u64).min(FIRST_POOL + u64::from(j));
+        Keys { draws, first: u64::from(j) << 32, range: range << 32 }
     }
 
-    fn stream(&self, purpose: u64, epoch: u64, window: u64) -> SplitMix64 {
+    fn stream(&self, purpose: u64, epoch: u64, item: u64) -> SplitMix64 {
         let mut key = [0; 32];
-        for (bytes, value) in key.chunks_exact_mut(8).zip([self.config.seed, epoch, window, purpose]) {
+        for (bytes, value) in key.chunks_exact_mut(8).zip([self.config.seed, epoch, item, purpose]) {
             bytes.copy_from_slice(&value.to_le_bytes());
         }
         SplitMix64::new(xxh3_64(&key))
     }
 }
 
-/// Part of a window of one epoch: the samples that are used, and the blocks that they need.
-///
-/// The part is the whole window except where a stream begins, where it ends, and at the dropped end of an epoch.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Window {
-    /// The epoch, from 0.
-    pub epoch: u64,
-    /// The window of the epoch, from 0.
-    pub index: u64,
-    /// The samples in order.
-    pub samples: Vec<Pick>,
-    /// The blocks in order of first use. A block that no sample comes from is not here.
-    pub blocks: Vec<BlockUse>,
-}
-
-/// A sample by its place in a [`Window`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pick {
-    /// Entry of [`Window::blocks`].
-    pub slot: u32,
-    /// Row of the block.
-    pub index: u32,
-}
-
-/// A block that a [`Window`] needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BlockUse {
-    /// Block of the dataset, counted over all shards.
-    pub block: u32,
-    /// Samples of the window that come from it, at least 1: the block can go after so many.
-    pub uses: u32,
-}
-
-/// An endless or bounded stream of the windows of a plan, made by [`Plan::windows`].
+/// The keys of the rows of one block, one after the other.
 #[derive(Debug)]
-pub struct Windows {
-    plan: Arc<Plan>,
-    current: EpochWindows,
-    /// Next position of the current epoch.
-    position: u64,
-    /// The stream ends before this position of this epoch.
-    end_epoch: u64,
-    end_position: u64,
+pub(super) struct Keys {
+    draws: SplitMix64,
+    first: u64,
+    range: u64,
 }
 
-/// The windows of one epoch.
-#[derive(Debug)]
-struct EpochWindows {
-    epoch: u64,
-    /// All blocks, permuted.
-    blocks: Vec<u32>,
-    /// Position of the first sample of each window.
-    starts: Vec<u64>,
-}
-
-impl Iterator for Windows {
-    type Item = Window;
-
-    fn next(&mut self) -> Option<Window> {
-        let plan = Arc::clone(&self.plan);
-        let trained = plan.batches_per_epoch() * plan.config.batch as u64;
-        if self.position == trained {
-            self.current = plan.epoch_windows(self.current.epoch + 1);
-            self.position = 0;
-        }
-        let EpochWindows { epoch, ref blocks, ref starts } = self.current;
-        let limit = if epoch == self.end_epoch { self.end_position } else { trained };
-        if epoch > self.end_epoch || self.position >= limit {
-            return None;
-        }
-        let index = starts.partition_point(|&start| start <= self.position) - 1;
-        let start = starts[index];
-        let end = starts.get(index + 1).map_or(limit, |&next| next.min(limit));
-        let pool = plan.config.pool_blocks;
-        let blocks = &blocks[index * pool..blocks.len().min((index + 1).saturating_mul(pool))];
-        let samples = (self.position - start) as usize..(end - start) as usize;
-        self.position = end;
-        Some(plan.window(epoch, index as u64, blocks, samples))
+impl Keys {
+    pub(super) fn next_key(&mut self) -> u64 {
+        self.first + self.draws.below(self.range)
     }
 }
-
-impl Plan {
-    /// Positions `used` of the window `index` of `epoch`, whose permuted blocks are `blocks`.
-    fn window(&self, epoch: u64, index: u64, blocks: &[u32], used: std::ops::Range<usize>) -> Window {
-        // At first `slot` is the block's number within the window; below it becomes that of its first use.
-        let mut samples: Vec<Pick> = (0..)
-            .zip(blocks)
-            .flat_map(|(slot, &block)| (0..self.config.blocks[block as usize]).map(move |index| Pick { slot, index }))
-            .collect();
-        self.stream(SAMPLES, epoch, index).permute(&mut samples);
-        samples.truncate(used.end);
-        samples.drain(..used.start);
-
-        let mut slots: Vec<Option<u32>> = vec![None; blocks.len()];
-        let mut by_first_use: Vec<BlockUse> = Vec::with_capacity(blocks.len());
-        for pick in &mut samples {
-            let number = pick.slot as usize;
-            pick.slot = *slots[number].get_or_insert_with(|| {
-                by_first_use.push(BlockUse { block: blocks[number], uses: 0 });
-                by_first_use.len() as u32 - 1
-            });
-            by_first_use[pick.slot as usize].uses += 1;
-        }
-        Window { epoch, index, samples, blocks: by_first_use }
-    }
-}
-
-/// Purpose of the permutation of blocks.
-const BLOCKS: u64 = 1;
-/// Purpose of the permutation of the samples of a window.
-const SAMPLES: u64 = 2;
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
-
-    use super::*;
     use proptest::prelude::*;
 
-    fn plan(blocks: &[u32], seed: u64, batch: usize, pool_blocks: usize) -> Arc<Plan> {
-        Arc::new(Plan::new(PlanConfig { blocks: blocks.to_vec(), seed, batch, pool_blocks }).unwrap())
+    use super::*;
+
+    fn plan(blocks: &[u32], seed: u64, batch: usize, pool_blocks: usize) -> Plan {
+        Plan::new(PlanConfig { blocks: blocks.to_vec(), seed, batch, pool_blocks }).unwrap()
     }
 
-    /// The order of a stream of windows, as references into the dataset.
-    fn streamed(plan: &Arc<Plan>, cursor: u64, batches: u64) -> Vec<SampleRef> {
-        let mut order = Vec::new();
-        for window in plan.windows(Cursor { batch: cursor }, Some(batches)) {
-            order.extend(window.samples.iter().map(|pick| {
-                let block = window.blocks[pick.slot as usize].block;
-                SampleRef { block, index: pick.index, position: plan.first_position(block) + u64::from(pick.index) }
-            }));
-        }
-        order
+    fn positions(plan: &Plan, epoch: u64) -> Vec<u64> {
+        plan.epoch(epoch).iter().map(|sample| sample.position).collect()
     }
 
     #[test]
     fn the_order_never_changes() {
-        let plan = plan(&[4, 4, 3, 4, 1], 42, 5, 2);
-        let positions = |epoch| plan.epoch(epoch).iter().map(|s| s.position).collect::<Vec<_>>();
         // Computed from the module doc by another program (Python, with the xxhash package).
-        assert_eq!(positions(0), [2, 3, 1, 15, 0, 9, 10, 8, 11, 13, 14, 12, 7, 6, 5, 4]);
-        assert_eq!(positions(1), [11, 12, 13, 9, 14, 8, 10, 15, 0, 2, 1, 3, 5, 6, 7, 4]);
+        let sliding = plan(&[4, 4, 3, 4, 1], 42, 5, 2);
+        assert_eq!(positions(&sliding, 0), [4, 5, 7, 6, 0, 15, 1, 3, 2, 10, 8, 11, 9, 14, 13, 12]);
+        assert_eq!(positions(&sliding, 1), [5, 4, 7, 6, 9, 1, 0, 2, 8, 10, 3, 13, 15, 11, 14, 12]);
+        let growing = positions(&plan(&[3; 200], 42, 1, 100), 1);
+        let bytes: Vec<u8> = growing.iter().flat_map(|position| position.to_le_bytes()).collect();
+        assert_eq!(xxh3_64(&bytes), 0x1cbc_1daf_3d58_8c13);
+        let whole = plan(&[4, 4, 3, 4, 1], 42, 5, 5);
+        assert_eq!(positions(&whole, 0), [11, 3, 6, 13, 4, 8, 1, 9, 10, 7, 5, 15, 14, 0, 12, 2]);
+        assert_eq!(positions(&whole, 1), [11, 15, 8, 2, 0, 6, 1, 10, 3, 9, 7, 14, 4, 12, 13, 5]);
     }
 
     #[test]
@@ -367,7 +371,7 @@ mod tests {
         let plan = plan(&[4], 7, 1, 1);
         let mut seen = std::collections::HashMap::new();
         for epoch in 0..24_000 {
-            *seen.entry(plan.epoch(epoch).iter().map(|s| s.index).collect::<Vec<_>>()).or_insert(0u32) += 1;
+            *seen.entry(positions(&plan, epoch)).or_insert(0u32) += 1;
         }
         assert_eq!(seen.len(), 24);
         let chi_squared: f64 = seen.values().map(|&n| (f64::from(n) - 1000.0).powi(2) / 1000.0).sum();
@@ -375,75 +379,86 @@ mod tests {
     }
 
     #[test]
-    fn two_epochs_differ_and_drop_other_samples() {
-        let plan = plan(&[64; 10], 0, 100, 4);
-        let (a, b) = (plan.epoch(0), plan.epoch(1));
-        assert_ne!(a, b);
-        assert_ne!(a[600..], b[600..]);
+    fn a_sample_moves_evenly_over_the_pool() {
+        // Single-row blocks under a pool of 64 of 4096: how far a sample comes behind its block's turn is the draw,
+        // less the mean draw. Its mean square is that of a uniform distribution, 64^2 / 12.
+        let plan = plan(&[1; 4096], 5, 1, 64);
+        let mut blocks: Vec<u32> = (0..4096).collect();
+        plan.block_stream(0).permute(&mut blocks);
+        let mut turn = vec![0; 4096];
+        (0..).zip(&blocks).for_each(|(j, &block)| turn[block as usize] = j);
+        let order = plan.epoch(0);
+        let moves: Vec<f64> = (0..)
+            .zip(&order)
+            .skip(128)
+            .take(3840)
+            .map(|(at, sample)| f64::from(at) - f64::from(turn[sample.block as usize]))
+            .collect();
+        let mean = moves.iter().sum::<f64>() / moves.len() as f64;
+        let square = moves.iter().map(|m| (m - mean).powi(2)).sum::<f64>() / moves.len() as f64;
+        assert!((square.sqrt() / (64.0 / 12f64.sqrt()) - 1.0).abs() < 0.05, "{square}");
     }
 
     #[test]
-    fn less_than_one_batch_is_an_error_that_says_so() {
+    fn two_epochs_differ_and_drop_other_samples() {
+        for pool in [4, 10] {
+            let plan = plan(&[64; 10], 0, 100, pool);
+            let (a, b) = (plan.epoch(0), plan.epoch(1));
+            assert_ne!(a, b);
+            assert_ne!(a[600..], b[600..]);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_ordered_is_an_error_that_says_so() {
         let error = Plan::new(PlanConfig { blocks: vec![3, 4], seed: 0, batch: 8, pool_blocks: 1 }).unwrap_err();
         assert_eq!(
             error.to_string(),
             "the dataset has 7 samples, less than one batch of 8; use a batch of at most 7 or more data"
         );
-    }
-
-    #[test]
-    fn a_stream_asks_for_blocks_in_order_of_first_use_and_only_for_those_used() {
-        let plan = plan(&[8; 6], 3, 4, 6);
-        let window = plan.windows(Cursor { batch: 11 }, Some(1)).next().unwrap();
-        assert_eq!(window.samples.len(), 4);
-        assert!(window.blocks.len() <= 4);
-        assert_eq!(window.samples[0].slot, 0);
-        assert_eq!(window.blocks.iter().map(|b| b.uses).sum::<u32>(), 4);
-    }
-
-    #[test]
-    fn a_cursor_far_away_is_reached_at_once() {
-        let plan = plan(&[64; 300], 9, 32, 64);
-        let far = u64::MAX - 10;
-        assert_eq!(streamed(&plan, far, 1), plan.batch(far));
-        assert_eq!(plan.windows(Cursor { batch: far }, None).next().unwrap().epoch, far / 600);
-    }
-
-    prop_compose! {
-        fn plans()(blocks in prop::collection::vec(1u32..9, 1..12), seed in any::<u64>(), pool_blocks in 1usize..14)
-            (batch in 1..=blocks.iter().sum::<u32>() as usize, blocks in Just(blocks), seed in Just(seed), pool_blocks in Just(pool_blocks))
-            -> Arc<Plan> { plan(&blocks, seed, batch, pool_blocks) }
+        let error = Ranks::all(3).check(8).unwrap_err();
+        assert_eq!(error.to_string(), "a batch of 8 cannot be cut into 3 equal slices; use a batch that 3 divides");
+        let error = Ranks { ranks: 1..3, world: 2 }.check(8).unwrap_err();
+        assert_eq!(error.to_string(), "ranks 1..3 were asked for, of a world of 2");
     }
 
     proptest! {
         #[test]
-        fn an_epoch_holds_every_sample_once(plan in plans(), epoch in 0u64..4) {
-            let mut positions: Vec<u64> = plan.epoch(epoch).iter().map(|s| s.position).collect();
+        fn an_epoch_holds_every_sample_once(
+            blocks in prop::collection::vec(1u32..9, 1..12), seed in any::<u64>(), pool_blocks in 1usize..14, epoch in 0u64..4,
+        ) {
+            let plan = plan(&blocks, seed, 1, pool_blocks);
+            let mut positions = positions(&plan, epoch);
             positions.sort_unstable();
             prop_assert_eq!(positions, (0..plan.samples()).collect::<Vec<_>>());
         }
 
         #[test]
-        fn a_stream_from_any_cursor_is_the_batches_from_there(plan in plans(), cursor in 0u64..40, batches in 0u64..20) {
-            let expected: Vec<_> = (cursor..cursor + batches).flat_map(|batch| plan.batch(batch)).collect();
-            prop_assert_eq!(streamed(&plan, cursor, batches), expected);
+        fn the_slices_of_the_ranks_tile_the_batch(world in 1usize..9, rows in 1usize..9, cut in any::<prop::sample::Index>()) {
+            let (batch, all) = (world * rows, Ranks::all(world));
+            all.check(batch).unwrap();
+            let slices: Vec<_> = (0..world).flat_map(|rank| all.rows_of(rank, batch)).collect();
+            prop_assert_eq!(slices, (0..batch).collect::<Vec<_>>());
+            let cut = cut.index(world + 1);
+            let parts = [0..cut, cut..world].map(|ranks| Ranks { ranks, world }.rows(batch));
+            prop_assert_eq!(parts.into_iter().flatten().collect::<Vec<_>>(), (0..batch).collect::<Vec<_>>());
         }
 
         #[test]
-        fn windows_are_no_larger_than_the_pool_and_count_their_uses(plan in plans(), cursor in 0u64..40) {
-            for window in plan.windows(Cursor { batch: cursor }, Some(9)) {
-                prop_assert!(window.blocks.len() <= plan.window_blocks());
-                let distinct: HashSet<_> = window.blocks.iter().map(|b| b.block).collect();
-                prop_assert_eq!(distinct.len(), window.blocks.len());
-                let mut next = 0;
-                let mut uses = vec![0; window.blocks.len()];
-                for pick in &window.samples {
-                    prop_assert!(pick.slot <= next, "blocks come in order of first use");
-                    next = next.max(pick.slot + 1);
-                    uses[pick.slot as usize] += 1;
-                }
-                prop_assert_eq!(uses, window.blocks.iter().map(|b| b.uses).collect::<Vec<_>>());
+        fn no_more_blocks_are_begun_and_not_finished_than_the_pool_has(
+            blocks in prop::collection::vec(1u32..9, 1..40), seed in any::<u64>(), pool_blocks in 1usize..14,
+        ) {
+            let plan = plan(&blocks, seed, 1, pool_blocks);
+            let mut left = blocks.clone();
+            let (mut begun, mut most) = (0usize, 0);
+            for sample in plan.epoch(0) {
+                let left = &mut left[sample.block as usize];
+                begun += usize::from(*left == blocks[sample.block as usize]);
+                most = most.max(begun);
+                *left -= 1;
+                begun -= usize::from(*left == 0);
             }
+            prop_assert!(most <= plan.pool_blocks(), "{most}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Training: one step, the optimiser, checkpoints and the run directory.
 //!
 //! ```text
-//! HostBatch -> Trainer::step (algorithm 1, clip, AdamW, EMA) -> metrics.jsonl, checkpoints/
+//! HostBatch -> Trainer::step (algorithm 1, clip, AdamW, EMA) -> metrics.jsonl, tensorboard/, checkpoints/
 //! ```
 //!
 //! What is drawn, and how the loss is made, is `method`; what is read, and in which order, is `load`.
@@ -14,3 +14,4 @@ pub mod optimiser;
 pub mod run_dir;
 pub mod sink;
 pub mod step;
+pub mod tensorboard;

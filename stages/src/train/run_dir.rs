@@ -2,15 +2,20 @@
 //!
 //! ```text
 //! RUN/config.toml        the resolved configuration, and what it was trained on
-//! RUN/metrics.jsonl      one object a line: step, images, losses, rates
+//! RUN/metrics.jsonl      one object a line: step, images, losses, rates, waits for data
+//! RUN/tensorboard/       the same as event files of TensorBoard
 //! RUN/checkpoints/       step-00001000.safetensors ..
 //! ```
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use pipeline::{Report, StageReport};
 use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::load::waits::{WaitFigures, Waits};
 
 /// A run directory could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -46,8 +51,87 @@ pub struct Metrics {
     pub lr: f64,
     /// Images a second.
     pub images_per_s: f64,
-    /// Share of the time in which the trainer waited for data.
+    /// Share of the time in which the trainer waited for data; the time until the first batch does not count.
     pub data_wait: f64,
+    /// How long it waited for single batches; none in the line of the first batch alone, and in lines of old programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait_ms: Option<WaitMs>,
+    /// Samples of these steps whose block could not be read, and which were filled in.
+    #[serde(default)]
+    pub bad_samples: u64,
+    /// In the first line of a process: seconds from the start of the flow to the first batch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_batch_s: Option<f64>,
+    /// In the last line of a process that came to its end: all its waits for data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_wait: Option<WaitFigures>,
+    /// What the stages of the flow did since the process began, as last known; empty in a line that came before that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stages: Vec<StageFigures>,
+}
+
+/// What one stage of the training flow did with the time of its threads.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StageFigures {
+    /// Its name.
+    pub name: String,
+    /// Threads.
+    pub workers: usize,
+    /// Share of their time in which they worked.
+    pub busy: f64,
+    /// In which they waited for input.
+    pub starved: f64,
+    /// In which they waited for room downstream or for a free buffer.
+    pub blocked: f64,
+    /// Items that lay in the queue before it when it took one, in the mean.
+    pub queued: f64,
+    /// Items that fit into that queue.
+    pub room: usize,
+    /// How often it found nothing ready, for 1,000 items: no more than that often did its threads wait in the kernel.
+    pub waits_per_1000: f64,
+}
+
+impl StageFigures {
+    /// Those of all stages, in thousandths.
+    pub fn of(report: &Report) -> Vec<Self> {
+        let of_stage = |stage: &StageReport| {
+            let time = (report.wall.as_secs_f64() * stage.workers as f64).max(1e-9);
+            let rounded = |value: f64| (value * 1e3).round() / 1e3;
+            let share = |part: Duration| rounded(part.as_secs_f64() / time);
+            Self {
+                name: stage.name.clone(),
+                workers: stage.workers,
+                busy: share(stage.busy),
+                starved: share(stage.starved),
+                blocked: share(stage.blocked),
+                queued: rounded(stage.queued_mean),
+                room: stage.room,
+                waits_per_1000: rounded(1e3 * stage.waits as f64 / (stage.items as f64).max(1.0)),
+            }
+        };
+        report.stages.iter().map(of_stage).collect()
+    }
+}
+
+/// Waits for a batch, in milliseconds; the wait for the first batch of a process is not among them.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct WaitMs {
+    /// Half were not longer (to 1.6 %, like all quantiles).
+    pub p50: f64,
+    /// 99 of 100 were not longer.
+    pub p99: f64,
+    /// 999 of 1,000 were not longer: the longest, where a line has fewer steps.
+    pub p999: f64,
+    /// The longest.
+    pub max: f64,
+}
+
+impl WaitMs {
+    /// The figures of `waits`, or `None` if there was no wait.
+    pub fn of(waits: &Waits) -> Option<Self> {
+        let WaitFigures { count, p50_ms, p99_ms, p999_ms, max_ms, .. } = waits.figures();
+        (count > 0).then_some(Self { p50: p50_ms, p99: p99_ms, p999: p999_ms, max: max_ms })
+    }
 }
 
 /// JSON has no NaN; serde_json writes it as null.
@@ -75,6 +159,11 @@ impl RunDir {
     /// `metrics.jsonl`.
     pub fn metrics(&self) -> PathBuf {
         self.root.join("metrics.jsonl")
+    }
+
+    /// Where the event files for TensorBoard are.
+    pub fn tensorboard(&self) -> PathBuf {
+        self.root.join("tensorboard")
     }
 
     /// The text of `config.toml`, or `None` where no run has begun.
@@ -134,7 +223,7 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<(), RunDirError> {
     fs::rename(&temporary, path).map_err(at(path))
 }
 
-fn at(path: &Path) -> impl FnOnce(io::Error) -> RunDirError + '_ {
+pub(super) fn at(path: &Path) -> impl FnOnce(io::Error) -> RunDirError + '_ {
     move |source| RunDirError { path: path.to_path_buf(), source }
 }
 
@@ -154,7 +243,39 @@ mod tests {
             lr: 1e-4,
             images_per_s: 10.0,
             data_wait: 0.0,
+            wait_ms: Some(WaitMs { p50: 0.001, p99: 0.002, p999: 0.004, max: 0.004 }),
+            bad_samples: 0,
+            first_batch_s: None,
+            run_wait: None,
+            stages: Vec::new(),
         }
+    }
+
+    #[test]
+    fn lines_of_programs_that_knew_no_waits_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunDir::at(folder.path());
+        let old = r#"{"step":10,"images":80,"velocity_loss":1.0,"alignment_loss":-0.5,"condition_cosine":0.9,
+            "gradient_norm":2.0,"skipped":0,"lr":0.0001,"images_per_s":10.0,"data_wait":0.0}"#;
+        fs::write(run.metrics(), old.replace('\n', "") + "\n").unwrap();
+        run.rewind_metrics(10).unwrap();
+        assert_eq!(run.read_metrics().unwrap(), [Metrics { wait_ms: None, ..line(10) }]);
+    }
+
+    #[test]
+    fn what_a_line_does_not_have_is_not_in_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunDir::at(folder.path());
+        let waits = Waits::new().figures();
+        let last = Metrics { first_batch_s: Some(0.5), run_wait: Some(waits), bad_samples: 3, ..line(20) };
+        run.append_metrics(&Metrics { wait_ms: None, ..line(10) }).unwrap();
+        run.append_metrics(&last).unwrap();
+        let text = fs::read_to_string(run.metrics()).unwrap();
+        let (first, second) = text.split_once('\n').unwrap();
+        for key in ["wait_ms", "first_batch_s", "run_wait"] {
+            assert!(!first.contains(key) && second.contains(key), "{key}: {text}");
+        }
+        assert_eq!(run.read_metrics().unwrap(), [Metrics { wait_ms: None, ..line(10) }, last]);
     }
 
     #[test]

@@ -1,33 +1,65 @@
 //! The end of a training flow: every batch that arrives is a step.
+//!
+//! Two things are told apart. The time until the first batch is that of the loader's start, once a process. A wait is
+//! the time from the end of a step until the next batch is here, on the thread that trains: what the loader costs. A GPU
+//! that still has work queued loses less.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use pipeline::{BoxError, End, Interrupt, Sink, Slab};
-use tch::{Kind, Tensor, no_grad};
+use tch::{Kind, Tensor};
 
 use super::checkpoint::{self, Marks};
-use super::run_dir::{Metrics, RunDir};
+use super::run_dir::{Metrics, RunDir, StageFigures, WaitMs};
 use super::step::{StepFigures, Trainer};
+use super::tensorboard::{self, EventLog};
 use crate::data::HostBatch;
-use crate::load::feed::{Scaling, to_latents};
+use crate::load::LoadError;
+use crate::load::feed::{Feeder, Scaling};
+use crate::load::waits::Waits;
 
-/// Called with every line of metrics as it is written, for a person to read.
-pub type OnMetrics = Box<dyn FnMut(&Metrics) + Send>;
+/// Who is told what a person should read.
+pub struct Listener {
+    /// Every line of metrics as it is written.
+    pub on_metrics: Box<dyn FnMut(&Metrics) + Send>,
+    /// Every block that was skipped because it cannot be read.
+    pub on_fault: Box<dyn FnMut(&LoadError) + Send>,
+    /// Asked for what the stages of the flow did, if that is news.
+    pub stages: Box<dyn FnMut() -> Option<Vec<StageFigures>> + Send>,
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listener").finish_non_exhaustive()
+    }
+}
 
 /// Trains on batches; writes metrics and checkpoints into the run directory.
 pub struct TrainSteps {
     trainer: Trainer,
-    scaling: Scaling,
+    feeder: Feeder,
     run_dir: RunDir,
     marks: Marks,
     interrupt: Interrupt,
-    on_metrics: OnMetrics,
+    listener: Listener,
+    /// As last known.
+    stages: Vec<StageFigures>,
     window: Window,
+    /// The step that this process continues from.
+    began: u64,
+    /// Begun with the first line, so that a run that does nothing leaves nothing.
+    events: Option<EventLog>,
     saved: Option<u64>,
-    idle_since: Option<Instant>,
+    /// False while a step changes the trainer.
+    whole: bool,
+    /// The end of the last step; before the first, when the flow was made.
+    idle_since: Instant,
+    first_batch: Option<Duration>,
+    /// Those of all windows that are written.
+    waits: Waits,
 }
 
 /// What a finished or interrupted run reports.
@@ -37,41 +69,64 @@ pub struct TrainSummary {
     pub step: u64,
     /// Whether the run was interrupted before its last step.
     pub interrupted: bool,
+    /// Time from [`TrainSteps::new`] to the first batch; `None` if none came.
+    pub first_batch: Option<Duration>,
+    /// All waits of this process for a batch, that for the first not among them.
+    pub waits: Waits,
 }
 
 impl TrainSteps {
     /// `marks` go into every checkpoint. `interrupt` is looked at after every step: the run then ends at
-    /// once, with a checkpoint, instead of training on what is still in flight.
+    /// once, with a checkpoint, instead of training on what is still in flight. The time until the first batch counts
+    /// from here: the flow should start now.
     pub fn new(
         trainer: Trainer,
         scaling: Scaling,
         run_dir: RunDir,
         marks: Marks,
         interrupt: Interrupt,
-        on_metrics: OnMetrics,
+        listener: Listener,
     ) -> Self {
+        let feeder = Feeder::new(trainer.device(), scaling);
         let window = Window::begin(&trainer);
-        let saved = (trainer.step > 0).then_some(trainer.step);
+        let began = trainer.step;
         Self {
             trainer,
-            scaling,
+            feeder,
             run_dir,
             marks,
             interrupt,
-            on_metrics,
+            listener,
+            stages: Vec::new(),
             window,
-            saved,
-            idle_since: Some(Instant::now()),
+            began,
+            events: None,
+            saved: (began > 0).then_some(began),
+            whole: true,
+            idle_since: Instant::now(),
+            first_batch: None,
+            waits: Waits::new(),
         }
     }
 
-    fn step(&mut self, host: &HostBatch) -> Result<(), BoxError> {
+    fn arrived(&mut self) {
+        let waited = self.idle_since.elapsed();
+        if self.first_batch.is_none() {
+            self.first_batch = Some(waited);
+            self.window.first_batch = Some(waited);
+            self.window.began = Instant::now();
+        } else {
+            self.window.waits.add(waited);
+        }
+    }
+
+    fn step(&mut self, host: Slab<HostBatch>) -> Result<(), BoxError> {
+        self.whole = false;
         let views = self.trainer.draw_views()?;
-        let rows = 0..host.shape[0];
-        let device = self.trainer.device();
-        let batch = no_grad(|| to_latents(host, rows, Some(&views.posterior_noise), self.scaling, device))?;
+        let batch = self.feeder.feed(host, Some(&views.posterior_noise))?;
         let figures = self.trainer.step(&batch, &views)?;
         self.window.add(&figures);
+        self.whole = true;
         Ok(())
     }
 
@@ -84,13 +139,27 @@ impl TrainSteps {
         Ok(())
     }
 
-    fn log(&mut self) -> Result<(), BoxError> {
+    /// Writes a line for the steps since the one before, if there are any; the last one also says how the whole was.
+    fn log(&mut self, last: bool) -> Result<(), BoxError> {
         if self.window.steps == 0 {
             return Ok(());
         }
-        let metrics = self.window.read(&self.trainer);
+        self.waits.merge(&self.window.waits);
+        let mut metrics = self.window.read(&self.trainer);
+        metrics.run_wait = last.then(|| self.waits.figures());
+        if let Some(stages) = (self.listener.stages)() {
+            self.stages = stages;
+        }
+        metrics.stages.clone_from(&self.stages);
         self.run_dir.append_metrics(&metrics)?;
-        (self.on_metrics)(&metrics);
+        let now = SystemTime::now();
+        let mut events = match self.events.take() {
+            Some(events) => events,
+            None => EventLog::begin(&self.run_dir.tensorboard(), self.began, now)?,
+        };
+        events.append(metrics.step, now, &tensorboard::scalars(&metrics))?;
+        self.events = Some(events);
+        (self.listener.on_metrics)(&metrics);
         self.window = Window::begin(&self.trainer);
         Ok(())
     }
@@ -101,14 +170,15 @@ impl Sink for TrainSteps {
     type Output = TrainSummary;
 
     fn consume(&mut self, host: Slab<HostBatch>) -> Result<ControlFlow<()>, BoxError> {
-        if let Some(since) = self.idle_since.take() {
-            self.window.waited += since.elapsed();
-        }
+        self.arrived();
         if host.batch != self.trainer.step {
             return Err(format!("batch {} arrived at step {}", host.batch, self.trainer.step).into());
         }
-        self.step(&host)?;
-        drop(host);
+        self.window.bad_samples += host.filled.len() as u64;
+        for fault in &host.faults {
+            (self.listener.on_fault)(fault);
+        }
+        self.step(host)?;
 
         let schedule = &self.trainer.config.train;
         let (step, last) = (self.trainer.step, self.trainer.step >= schedule.steps);
@@ -116,20 +186,31 @@ impl Sink for TrainSteps {
         let (log, save) = (step == 1 || step.is_multiple_of(schedule.log_every), schedule.checkpoint_every);
         let stop = last || self.interrupt.requested();
         if log || stop {
-            self.log()?;
+            self.log(stop)?;
         }
         if stop || step.is_multiple_of(save) {
             self.save()?;
         }
-        self.idle_since = Some(Instant::now());
+        self.idle_since = Instant::now();
         Ok(if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     }
 
     fn finish(mut self, _: End) -> Result<TrainSummary, BoxError> {
-        self.log()?;
+        self.log(true)?;
         self.save()?;
         let step = self.trainer.step;
-        Ok(TrainSummary { step, interrupted: step < self.trainer.config.train.steps })
+        let interrupted = step < self.trainer.config.train.steps;
+        Ok(TrainSummary { step, interrupted, first_batch: self.first_batch, waits: self.waits.clone() })
+    }
+}
+
+impl Drop for TrainSteps {
+    /// A run that fails, because a block cannot be read or a disk is full, keeps the steps that were done.
+    fn drop(&mut self) {
+        if self.whole && self.trainer.step > self.began {
+            // The failure itself is reported; that the checkpoint failed too changes nothing about it.
+            let _ = self.save();
+        }
     }
 }
 
@@ -144,8 +225,12 @@ struct Window {
     sums: BTreeMap<&'static str, Tensor>,
     skipped: Tensor,
     steps: u64,
+    /// The end of the window before; in the first window of a process, when the first batch came.
     began: Instant,
-    waited: Duration,
+    first_batch: Option<Duration>,
+    waits: Waits,
+    /// Rows that were filled in.
+    bad_samples: u64,
 }
 
 impl Window {
@@ -153,7 +238,15 @@ impl Window {
         let zero = || Tensor::zeros([], (Kind::Float, trainer.device()));
         let names = ["velocity", "alignment", "cosine", "norm"];
         let sums = names.into_iter().map(|name| (name, zero())).collect();
-        Self { sums, skipped: zero(), steps: 0, began: Instant::now(), waited: Duration::ZERO }
+        Self {
+            sums,
+            skipped: zero(),
+            steps: 0,
+            began: Instant::now(),
+            first_batch: None,
+            waits: Waits::new(),
+            bad_samples: 0,
+        }
     }
 
     fn add(&mut self, figures: &StepFigures) {
@@ -186,14 +279,74 @@ impl Window {
             skipped: skipped.round() as u64,
             lr: trainer.config.optimiser.lr_at(trainer.step - 1, schedule.steps),
             images_per_s: (self.steps * schedule.batch) as f64 / seconds,
-            data_wait: self.waited.as_secs_f64() / seconds,
+            data_wait: self.waits.total().as_secs_f64() / seconds,
+            wait_ms: WaitMs::of(&self.waits),
+            bad_samples: self.bad_samples,
+            first_batch_s: self.first_batch.map(|wait| wait.as_secs_f64()),
+            run_wait: None,
+            stages: Vec::new(),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
+    use pipeline::{Slabs, Stop};
+
     use super::*;
+
+    fn host(batch: u64) -> Slab<HostBatch> {
+        let mut host = HostBatch::with_room([8, 4, 8, 8], false, false).unwrap();
+        host.batch = batch;
+        host.mean.fill(f16::ONE);
+        let mut host = Some(host);
+        Slabs::new(1, || host.take().unwrap()).take(&Stop::never()).unwrap()
+    }
+
+    /// A process that continues from step `from`, as far as it gets until `steps`.
+    fn process(folder: &std::path::Path, from: u64, steps: u64) -> TrainSummary {
+        let mut trainer = super::super::equality::trainer(1, Kind::Float);
+        trainer.step = from;
+        trainer.config.train.steps = steps;
+        trainer.config.train.log_every = 2;
+        let marks = Marks { data: "data".to_owned(), arithmetic: "cpu".to_owned() };
+        let scaling = Scaling { factor: 1.0, shift: 0.0 };
+        let listener = Listener { on_metrics: Box::new(|_| {}), on_fault: Box::new(|_| {}), stages: Box::new(|| None) };
+        let run = RunDir::at(folder);
+        run.rewind_metrics(from).unwrap();
+        let mut sink = TrainSteps::new(trainer, scaling, run, marks, Interrupt::default(), listener);
+        for step in from..steps {
+            let flow = sink.consume(host(step)).unwrap();
+            assert_eq!(flow.is_break(), step + 1 == steps);
+        }
+        sink.finish(End::Broken).unwrap()
+    }
+
+    #[test]
+    fn the_first_batch_and_the_waits_of_the_whole_are_told_once_by_each_process() {
+        let folder = tempfile::tempdir().unwrap();
+        let begun = Instant::now();
+        let summary = process(folder.path(), 0, 5);
+        assert_eq!((summary.step, summary.interrupted, summary.waits.count()), (5, false, 4));
+        assert!(summary.first_batch.unwrap() + summary.waits.total() < begun.elapsed());
+        let continued = process(folder.path(), 4, 7);
+        assert_eq!(continued.waits.count(), 2);
+
+        let lines = RunDir::at(folder.path()).read_metrics().unwrap();
+        let told = |of: fn(&Metrics) -> bool| -> Vec<u64> {
+            lines.iter().filter(|line| of(line)).map(|line| line.step).collect()
+        };
+        // Of a process that continues from step 4 the first line is that of step 6: two steps, one wait.
+        assert_eq!(told(|_| true), [1, 2, 4, 6, 7]);
+        assert_eq!(told(|line| line.first_batch_s.is_some()), [1, 6]);
+        assert_eq!(told(|line| line.wait_ms.is_none()), [1]);
+        assert_eq!(told(|line| line.run_wait.is_some()), [7]);
+        assert_eq!(lines[4].run_wait, Some(continued.waits.figures()));
+        for process in ["0000000000", "0000000004"] {
+            assert!(folder.path().join(format!("tensorboard/events.out.tfevents.{process}.dualpath")).exists());
+        }
+    }
 
     #[test]
     fn a_skipped_step_does_not_hide_the_figures_of_the_others() {

@@ -1,0 +1,97 @@
+//! What the load side holds in memory at most, from its configuration alone. `memory.rs` holds it to that.
+
+use std::sync::Arc;
+
+use shards::Dataset;
+
+use super::order::{Step, Steps};
+use super::read::{MOST_PICKS, look_ahead};
+use super::{LoadConfig, LoadError, Loader, block_buffers, in_flight};
+use crate::data::{BlockBuffer, BlockPlace, Pick};
+
+/// Memory that [`super::batches`] holds at most, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoadMemory {
+    /// Inflated blocks: the shuffle pool and what is on its way into it.
+    pub pool_bytes: u64,
+    /// Batches: waiting, being filled, and with the consumers.
+    pub batch_bytes: u64,
+    /// The order, and the lists of rows on their way.
+    pub order_bytes: u64,
+    /// What workers read into and convert in. Contexts of zstd, 0.1 MB a worker, are not counted.
+    pub worker_bytes: u64,
+    /// The index of the dataset: labels, keys and places of all samples and blocks.
+    pub index_bytes: u64,
+    /// The shards as they are stored, where they are held in memory (`--io ram`).
+    pub stored_bytes: u64,
+}
+
+impl LoadMemory {
+    /// The figures for `dataset` and `config`; the same errors as [`super::batches`].
+    pub fn of(dataset: &Arc<Dataset>, config: &LoadConfig) -> Result<Self, LoadError> {
+        Ok(Loader::new(dataset, config)?.memory())
+    }
+
+    /// All of it.
+    pub fn total(self) -> u64 {
+        self.pool_bytes + self.batch_bytes + self.order_bytes + self.worker_bytes + self.index_bytes + self.stored_bytes
+    }
+}
+
+impl Loader {
+    pub(super) fn memory(&self) -> LoadMemory {
+        let schema = &self.dataset.manifest.schema;
+        let values = self.columns.shape.iter().product::<usize>() as u64;
+        let largest = u64::from(self.plan.largest_block());
+        let loaded: Vec<usize> = [Some(self.columns.mean), self.columns.spread].into_iter().flatten().collect();
+        let is_copied = |column: usize| {
+            let in_place = |shard: &shards::ShardReader| shard.is_empty() || shard.in_place(0, column).is_some();
+            !self.dataset.shards.iter().all(in_place) || self.converts(column)
+        };
+        let copied = loaded.iter().filter(|&&column| is_copied(column)).count() as u64;
+        let blocks = block_buffers(&self.plan, self.config.workers) as u64;
+        let handles = 2 * blocks * (size_of::<BlockBuffer>() + 4 * size_of::<usize>()) as u64;
+        let slice = self.slice_shape()[0] as u64;
+        // libtorch rounds pinned memory up to powers of two.
+        let array = |bytes: u64| if self.config.pinned { bytes.next_power_of_two() } else { bytes };
+        let moments = loaded.len() as u64 * array(slice * values * 2);
+        let batch = moments + array(slice * 8) + slice * (size_of::<u64>() + size_of::<u32>()) as u64;
+        let ahead = (look_ahead(&self.plan) * size_of::<Step>()) as u64;
+        let picks = (in_flight(self.config.workers) * MOST_PICKS * size_of::<Pick>()) as u64;
+        let rows = self.drafts() as u64 * slice * size_of::<(Arc<()>, u32)>() as u64;
+        // A worker holds one column of one block at a time: as stored, where that is not in memory; if it is converted, as
+        // byte planes, as values and as f32.
+        let stored = |column: usize| {
+            let shards = self.dataset.shards.iter();
+            let frames = shards.flat_map(|shard| (0..shard.blocks()).filter_map(move |b| shard.stored_len(b, column)));
+            frames.max().unwrap_or(0)
+        };
+        let scratch = |&column: &usize| {
+            let shards::Column { dtype, codec, .. } = schema.columns[column];
+            let copies = 1 + usize::from(codec.planes(dtype) > 1);
+            let converted = if self.converts(column) { (4 + copies * dtype.width()) as u64 } else { 0 };
+            stored(column) + converted * largest * values
+        };
+        let shards = self.dataset.shards.iter();
+        let index = shards.map(|shard| {
+            let keys: usize = (0..shard.len()).filter_map(|sample| shard.key(sample)).map(str::len).sum();
+            let per_sample = 3 * size_of::<u32>() + size_of::<u8>();
+            let per_block = size_of::<BlockPlace>() + 3 * size_of::<u64>() + 24 * shard.columns().len();
+            (keys + shard.len() * per_sample + shard.blocks() * per_block) as u64
+        });
+        LoadMemory {
+            pool_bytes: blocks * largest * values * 2 * copied + handles,
+            batch_bytes: self.batch_buffers() as u64 * batch,
+            order_bytes: Steps::bytes(&self.plan) + ahead + picks + rows,
+            worker_bytes: self.config.workers as u64 * loaded.iter().map(scratch).max().unwrap_or(0),
+            index_bytes: index.sum(),
+            stored_bytes: self.dataset.shards.iter().map(shards::ShardReader::held_bytes).sum(),
+        }
+    }
+
+    /// Whether the values of `column` are computed on the way into the pool.
+    fn converts(&self, column: usize) -> bool {
+        let declared = &self.dataset.manifest.schema.columns[column];
+        declared.dtype != shards::DType::F16 || declared.semantics == shards::Semantics::PosteriorStd
+    }
+}
