@@ -199,6 +199,11 @@ impl<T> Flow<T, Parallel> {
         self.last.workers = Some(n);
         self
     }
+
+    /// The same flow, whose last stage keeps the workers that it has: of one type with flows that end in one thread.
+    pub fn fixed(self) -> Flow<T> {
+        Flow { nodes: self.nodes, last: self.last, mode: PhantomData }
+    }
 }
 
 impl<O> Line<O> {

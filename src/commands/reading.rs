@@ -9,7 +9,7 @@ use stages::load::{DEFAULT_PREFETCH, LEAST_PREFETCH, LoadConfig, OnBadBlock};
 /// None of these changes what comes, only how fast, and what happens when it cannot be read.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ReadingArgs {
-    /// Threads that read and inflate shards, and as many that fill batches
+    /// Threads that read and inflate shards and fill batches
     #[arg(long, value_name = "N", default_value = "2")]
     pub(crate) workers: NonZeroUsize,
     /// How shards are read: mapped, by pread, or held in memory as they are stored; auto maps what lies on a local disk

@@ -5,7 +5,8 @@
 //!
 //! ```text
 //! encode   ImageRef -> Decoded -> Decoded (cropped) -> PixelBatch -> MomentsBatch -> shards
-//! load     BlockTicket -> BlockTicket (read) -> BatchDraft -> HostBatch -> LatentBatch
+//! load     ScatterTicket -> HostBatch -> LatentBatch
+//!          BlockTicket -> BatchDraft -> HostBatch, where everything stays in memory
 //! ```
 //!
 //! Two words are kept apart everywhere: *moments* are the posterior of the autoencoder (mean and log-variance,
@@ -25,6 +26,7 @@ use tch::Tensor;
 use crate::load::LoadError;
 use crate::native::NativeError;
 use crate::native::memory::HostArray;
+use crate::native::rows::Filling;
 
 /// Where one image is, before anything is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,47 +128,27 @@ pub struct MomentsBatch {
     pub skipped: Vec<(ImageRef, String)>,
 }
 
-/// What is next in the order of the plan: perhaps a block to read, and rows to take once it is there.
+/// What is next where everything stays in memory: perhaps a block to read, and rows to take once it is there.
 #[derive(Debug)]
 pub struct BlockTicket {
-    /// A block whose rows are due in this ticket or in a later one. Blocks are read in the order of their first rows.
-    pub read: Option<BlockRead>,
+    /// The block that the rows wait for, counted over all shards.
+    pub block: Option<u32>,
+    /// What it holds, once it was read.
+    pub buffer: Option<BlockBuffer>,
     /// In the order of the plan.
     pub picks: Slab<Vec<Pick>>,
 }
 
-/// A block that is to be read, and the buffer that it goes into.
-#[derive(Debug)]
-pub struct BlockRead {
-    /// Block of the dataset, counted over all shards.
-    pub block: u32,
-    /// Holds whatever it held before; what the block holds, once it was read.
-    pub buffer: Slab<BlockBuffer>,
-}
-
-/// What is done with a block that is held.
+/// The next sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pick {
-    /// The next block that was read is held there, where none was before.
-    Begin {
-        /// Where it is held.
-        slot: u32,
-    },
-    /// Its row is the next sample.
-    Take {
-        /// Where the block is held.
-        slot: u32,
-        /// Row of the block.
-        row: u32,
-    },
-    /// No row of it is taken any more.
-    Done {
-        /// Where the block is held.
-        slot: u32,
-    },
+pub struct Pick {
+    /// Its block.
+    pub block: u32,
+    /// Row of the block.
+    pub row: u32,
 }
 
-/// One block in memory, lent by the loader.
+/// One block in memory.
 #[derive(Debug, Default)]
 pub struct BlockBuffer {
     /// Which block.
@@ -223,12 +205,43 @@ pub struct BlockPlace {
 /// several.
 #[derive(Debug)]
 pub struct BatchDraft {
-    /// Its first `copied` rows are there; the others hold whatever they held before.
+    /// Holds whatever it held before, but for `batch`, `rows`, `filled` and `faults`.
     pub batch: Slab<HostBatch>,
-    /// Rows that were copied.
-    pub copied: usize,
-    /// One entry for each row behind those: the block, which goes back with its last row, and the row of the block.
-    pub rows: Slab<Vec<(Arc<Slab<BlockBuffer>>, u32)>>,
+    /// One entry for each row: the block and the row of the block.
+    pub rows: Slab<Vec<(Arc<BlockBuffer>, u32)>>,
+}
+
+/// A block to read, and where its rows go.
+#[derive(Debug)]
+pub struct ScatterTicket {
+    /// The block; none where there is only something to tell.
+    pub block: Option<u32>,
+    /// Where its rows go, and what begins.
+    pub lists: Slab<ScatterLists>,
+    /// Slices, counted from the first of the stream, that are complete when this ticket and all before it are done.
+    pub complete: u64,
+    /// Why the block could not be read.
+    pub fault: Option<LoadError>,
+}
+
+/// The lists of a [`ScatterTicket`], whose memory is used again.
+#[derive(Debug, Default)]
+pub struct ScatterLists {
+    /// Where rows of the block go.
+    pub targets: Vec<Target>,
+    /// Slices that this ticket or one behind it are the first to write to, in order.
+    pub begun: Vec<Arc<Filling>>,
+}
+
+/// One row of a block and its place in a batch.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// The batch.
+    pub batch: Arc<Filling>,
+    /// Row of the batch.
+    pub at: u32,
+    /// Row of the block.
+    pub row: u32,
 }
 
 /// One rank's slice of a training batch on the host, in the order of the plan: f16 moments `[B, C, h, w]`.

@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 pub mod memory;
+pub mod rows;
 
 use std::ffi::{CStr, CString, c_char};
 use std::path::Path;

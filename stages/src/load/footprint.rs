@@ -2,19 +2,21 @@
 
 use std::sync::Arc;
 
+use half::f16;
 use shards::Dataset;
 
-use super::order::{Step, Steps};
-use super::read::{MOST_PICKS, look_ahead};
-use super::{LoadConfig, LoadError, Loader, block_buffers, in_flight};
-use crate::data::{BlockBuffer, BlockPlace, Pick};
+use super::order::Steps;
+use super::read::MOST_PICKS;
+use super::{LoadConfig, LoadError, Loader, in_flight};
+use crate::data::{BlockBuffer, BlockPlace, Pick, Target};
+use crate::native::memory::footprint;
 
 /// Memory that [`super::batches`] holds at most, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoadMemory {
-    /// Inflated blocks: the shuffle pool and what is on its way into it.
+    /// The shuffle pool: batches that are being filled, or inflated blocks if all of them stay in memory.
     pub pool_bytes: u64,
-    /// Batches: waiting, being filled, and with the consumers.
+    /// Batches that wait for their consumers, and one with each.
     pub batch_bytes: u64,
     /// The order, and the lists of rows on their way.
     pub order_bytes: u64,
@@ -49,16 +51,31 @@ impl Loader {
             !self.dataset.shards.iter().all(in_place) || self.converts(column)
         };
         let copied = loaded.iter().filter(|&&column| is_copied(column)).count() as u64;
-        let blocks = block_buffers(&self.plan, self.config.workers) as u64;
-        let handles = 2 * blocks * (size_of::<BlockBuffer>() + 4 * size_of::<usize>()) as u64;
+        let largest_bytes = largest * values * 2 * copied;
+        let ranks = self.config.ranks.ranks.len() as u64;
         let slice = self.slice_shape()[0] as u64;
-        // libtorch rounds pinned memory up to powers of two.
-        let array = |bytes: u64| if self.config.pinned { bytes.next_power_of_two() } else { bytes };
-        let moments = loaded.len() as u64 * array(slice * values * 2);
-        let batch = moments + array(slice * 8) + slice * (size_of::<u64>() + size_of::<u32>()) as u64;
-        let ahead = (look_ahead(&self.plan) * size_of::<Step>()) as u64;
-        let picks = (in_flight(self.config.workers) * MOST_PICKS * size_of::<Pick>()) as u64;
-        let rows = self.drafts() as u64 * slice * size_of::<(Arc<()>, u32)>() as u64;
+        let array = |values: u64, bytes: u64| match self.config.pinned {
+            // libtorch rounds pinned memory up to powers of two.
+            true => (values * bytes).next_power_of_two(),
+            false if bytes == 2 => footprint::<f16>(values as usize),
+            false => footprint::<i64>(values as usize),
+        };
+        let moments = loaded.len() as u64 * array(slice * values, 2);
+        let batch = moments + array(slice, 8) + slice * (size_of::<u64>() + size_of::<u32>()) as u64;
+        let in_flight = in_flight(self.config.workers) as u64;
+        // Where everything stays, blocks have memory; where the pool slides, it is the slices that are being filled.
+        let (pool_bytes, waiting, lists, worker_block) = if self.plan.holds_everything() {
+            let blocks = self.plan.pool_blocks() as u64;
+            let handles = blocks * (size_of::<BlockBuffer>() + 3 * size_of::<usize>()) as u64;
+            let picks = in_flight * (MOST_PICKS * size_of::<Pick>()) as u64;
+            let rows = self.drafts() as u64 * slice * size_of::<(Arc<()>, u32)>() as u64;
+            (blocks * largest_bytes + handles, self.batch_buffers() as u64, picks + rows, 0)
+        } else {
+            let waiting = ranks * (self.config.prefetch as u64 + 1);
+            let filling = self.batch_buffers() as u64 - waiting;
+            let targets = self.plan.pool_blocks() as u64 + in_flight;
+            (filling * batch, waiting, targets * largest * size_of::<Target>() as u64, largest_bytes)
+        };
         // A worker holds one column of one block at a time: as stored, where that is not in memory; if it is converted, as
         // byte planes, as values and as f32.
         let stored = |column: usize| {
@@ -80,10 +97,10 @@ impl Loader {
             (keys + shard.len() * per_sample + shard.blocks() * per_block) as u64
         });
         LoadMemory {
-            pool_bytes: blocks * largest * values * 2 * copied + handles,
-            batch_bytes: self.batch_buffers() as u64 * batch,
-            order_bytes: Steps::bytes(&self.plan) + ahead + picks + rows,
-            worker_bytes: self.config.workers as u64 * loaded.iter().map(scratch).max().unwrap_or(0),
+            pool_bytes,
+            batch_bytes: waiting * batch,
+            order_bytes: Steps::bytes(&self.plan) + lists,
+            worker_bytes: self.config.workers as u64 * (worker_block + loaded.iter().map(scratch).max().unwrap_or(0)),
             index_bytes: index.sum(),
             stored_bytes: self.dataset.shards.iter().map(shards::ShardReader::held_bytes).sum(),
         }

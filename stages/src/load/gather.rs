@@ -1,8 +1,7 @@
-//! Copies the rows of a draft into its batch: the stage that moves the bytes.
+//! Copies rows of blocks into batches; by itself the stage that does the work where everything stays in memory.
 //!
-//! What was inflated lies in the pool as byte planes, and is interleaved on its way into the batch, so a value is written
-//! twice between the file and the batch: by zstd, and here. Values of shards that lie in memory uncompressed are
-//! written here alone. A batch is written past the caches: it is larger than they are, and the pool far larger.
+//! What was inflated lies there as byte planes, and is interleaved on its way into the batch; values of shards that lie in
+//! memory uncompressed are copied from there. A batch is written past the caches: it is larger than they are.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,6 +13,7 @@ use shards::{Column, Dataset};
 use super::inflate::LatentColumns;
 use super::{LoadError, OnBadBlock};
 use crate::data::{BatchDraft, BlockBuffer, BlockPlace, ColumnBuffer, ColumnForm, HostBatch};
+use crate::native::rows::Row;
 
 /// Fills batches; one worker's own.
 #[derive(Debug)]
@@ -34,14 +34,22 @@ impl Gather {
 
     /// Row `row` of `block` becomes row `at` of `batch`.
     fn copy(&self, block: &BlockBuffer, row: usize, batch: &mut HostBatch, at: usize) -> Result<(), LoadError> {
+        let HostBatch { mean, logvar, labels, positions, .. } = batch;
         let to = at * self.values..(at + 1) * self.values;
-        self.copy_values(block.place, &block.mean, self.columns.mean, row, &mut batch.mean[to.clone()])?;
+        let logvar = if logvar.is_empty() { &mut [] } else { &mut logvar[to.clone()] };
+        let (label, position) = (&mut labels[at], &mut positions[at]);
+        self.copy_row(block, row, &mut Row { mean: &mut mean[to], logvar, label, position })
+    }
+
+    /// Row `row` of `block` goes to `to`.
+    pub(super) fn copy_row(&self, block: &BlockBuffer, row: usize, to: &mut Row<'_>) -> Result<(), LoadError> {
+        self.copy_values(block.place, &block.mean, self.columns.mean, row, to.mean)?;
         if let Some(spread) = self.columns.spread {
-            self.copy_values(block.place, &block.logvar, spread, row, &mut batch.logvar[to])?;
+            self.copy_values(block.place, &block.logvar, spread, row, to.logvar)?;
         }
         let labels = self.dataset.shards[block.place.shard].labels();
-        batch.labels[at] = labels[block.place.row + row].into();
-        batch.positions[at] = block.place.position + row as u64;
+        *to.label = labels[block.place.row + row].into();
+        *to.position = block.place.position + row as u64;
         Ok(())
     }
 
@@ -98,23 +106,23 @@ impl Gather {
     }
 }
 
-impl Gather {
-    /// Copies the rows that `draft` lists, behind those that were copied before, and lets go of their blocks.
-    pub(super) fn settle(&self, draft: &mut BatchDraft) -> Result<(), LoadError> {
-        let BatchDraft { batch, copied, rows } = draft;
-        for (number, (block, row)) in rows.iter().enumerate() {
-            if let Some((next, row)) = rows.get(number + 1).filter(|(next, _)| !next.is_bad) {
+impl Stage for Gather {
+    type In = BatchDraft;
+    type Out = Slab<HostBatch>;
+
+    fn process(&mut self, draft: BatchDraft) -> Result<Slab<HostBatch>, BoxError> {
+        let BatchDraft { mut batch, mut rows } = draft;
+        for (at, (block, row)) in rows.iter().enumerate() {
+            if let Some((next, row)) = rows.get(at + 1).filter(|(next, _)| !next.is_bad) {
                 self.prefetch(next, *row as usize);
             }
-            let at = *copied;
-            *copied += 1;
             let done = match block.is_bad {
                 true => Err(None),
-                false => self.copy(block, *row as usize, batch, at).map_err(Some),
+                false => self.copy(block, *row as usize, &mut batch, at).map_err(Some),
             };
             match (done, self.on_bad_block) {
                 (Ok(()), _) => {}
-                (Err(Some(error)), OnBadBlock::Fail) => return Err(error),
+                (Err(Some(error)), OnBadBlock::Fail) => return Err(error.into()),
                 (Err(error), _) => {
                     batch.filled.push(at as u32);
                     // A block that went away after it had been read has many rows, and is told of once.
@@ -123,23 +131,13 @@ impl Gather {
             }
         }
         rows.clear();
-        Ok(())
-    }
-}
-
-impl Stage for Gather {
-    type In = BatchDraft;
-    type Out = Slab<HostBatch>;
-
-    fn process(&mut self, mut draft: BatchDraft) -> Result<Slab<HostBatch>, BoxError> {
-        self.settle(&mut draft)?;
-        fill(&mut draft.batch, self.values)?;
-        Ok(draft.batch)
+        fill(&mut batch, self.values)?;
+        Ok(batch)
     }
 }
 
 /// Puts copies of readable rows where samples could not be read.
-fn fill(batch: &mut HostBatch, values: usize) -> Result<(), LoadError> {
+pub(super) fn fill(batch: &mut HostBatch, values: usize) -> Result<(), LoadError> {
     let HostBatch { mean, logvar, labels, positions, filled, .. } = batch;
     if filled.is_empty() {
         return Ok(());

@@ -1,7 +1,6 @@
 //! Reads, checks and inflates one block. Values stay as the codec has them as far as that is f16: see [`super::gather`].
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -91,7 +90,7 @@ impl BlockTable {
     }
 }
 
-/// Fills the buffer of a ticket from its shard. Every value is f16 then: f32 columns are rounded to nearest
+/// Reads blocks into buffers. Every value is f16 then: f32 columns are rounded to nearest
 /// (relative error at most 2^-11), and deviations s become log-variances 2 ln s, kept within [-30, 20], at the cost
 /// of a logarithm a value.
 #[derive(Debug)]
@@ -121,7 +120,14 @@ impl Inflate {
         Self { dataset, table, columns, on_bad_block, slow, scratch: Scratch::default(), stored, wide }
     }
 
-    fn fill(&mut self, buffer: &mut BlockBuffer) -> Result<(), LoadError> {
+    /// Reads `block` into `buffer`.
+    pub(super) fn inflate(&mut self, block: u32, buffer: &mut BlockBuffer) -> Result<(), LoadError> {
+        if let Some(SlowReads { one_in, delay }) = self.slow
+            && SplitMix64::output(0, block.into()).is_multiple_of(one_in)
+        {
+            std::thread::sleep(delay);
+        }
+        buffer.place = self.table.places[block as usize];
         let LatentColumns { mean, spread, .. } = self.columns;
         self.read(buffer.place, mean, &mut buffer.mean)?;
         match spread {
@@ -202,21 +208,16 @@ impl Stage for Inflate {
     type Out = BlockTicket;
 
     fn process(&mut self, mut ticket: BlockTicket) -> Result<BlockTicket, BoxError> {
-        let Some(read) = &mut ticket.read else { return Ok(ticket) };
-        if let Some(SlowReads { one_in, delay }) = self.slow
-            && SplitMix64::output(0, read.block.into()).is_multiple_of(one_in)
-        {
-            std::thread::sleep(delay);
-        }
-        read.buffer.place = self.table.places[read.block as usize];
-        let filled = self.fill(&mut read.buffer);
-        read.buffer.is_bad = filled.is_err();
-        read.buffer.told = AtomicBool::new(false);
-        read.buffer.fault = match (filled, self.on_bad_block) {
+        let Some(block) = ticket.block else { return Ok(ticket) };
+        let mut buffer = BlockBuffer::default();
+        let done = self.inflate(block, &mut buffer);
+        buffer.is_bad = done.is_err();
+        buffer.fault = match (done, self.on_bad_block) {
             (Ok(()), _) => None,
             (Err(fault), OnBadBlock::Skip) => Some(fault),
             (Err(fault), OnBadBlock::Fail) => return Err(fault.into()),
         };
+        ticket.buffer = Some(buffer);
         Ok(ticket)
     }
 }

@@ -1,11 +1,21 @@
 //! Load: from shards to batches on the host, in an order that is a pure function of (seed, epoch, position).
 //!
 //! ```text
-//! BlockTickets     which block next, a buffer for it, which rows then    read.rs       1 thread
-//!   Inflate        read, check, inflate                                  inflate.rs    `workers` threads
-//!   AssembleBatches   hold the pool, list the rows of a batch            assemble.rs   1 thread
-//!   Gather         copy the rows into the batch                          gather.rs     `workers` threads
-//! Feeder           copy to the device, draw from the posterior           feed.rs       the consumer's thread
+//! WindowTickets    which block next, and where each of its rows goes       window.rs     1 thread
+//!   Scatter        read, check, inflate, write the rows where they stay    scatter.rs    `workers` threads
+//! DeliverBatches   hand on the batches that are complete                   deliver.rs    1 thread
+//! Feeder           copy to the device, draw from the posterior             feed.rs       the consumer's thread
+//! ```
+//!
+//! The shuffle pool is the batches that are being filled: a value goes from the file through the caches of one core to
+//! the batch that it belongs to. With a pool of the whole dataset blocks stay in memory, inflated, and batches are
+//! gathered from them:
+//!
+//! ```text
+//! BlockTickets     which block next, which rows then                       read.rs       1 thread
+//!   Inflate        read, check, inflate                                    inflate.rs    `workers` threads
+//! AssembleBatches  keep the blocks, list the rows of a batch               assemble.rs   1 thread
+//!   Gather         copy the rows into the batch                            gather.rs     `workers` threads
 //! ```
 //!
 //! [`plan`] states the order, [`order`] streams it. The rest obeys it for any number of workers and buffers: what comes
@@ -17,32 +27,28 @@
 //!
 //! # Memory, and why the flow cannot stall
 //!
-//! Blocks live in `P + D + F` buffers: P is the number of blocks of the pool, D = 16 the finished blocks that an
-//! incomplete draft of a batch may keep, and F = [`in_flight`] those that tickets, workers and links can hold. A ticket takes
-//! its buffer before it is sent, and blocks are read in the order of their first rows. A buffer goes back when its block
-//! is finished and the last row is copied.
+//! *Sliding.* Slices of batches are the memory: `prefetch` and one for each consumer, and as many as a pool of rows fills, and
+//! a few. A slice begins in order, in the hands of the source, and comes back from its consumer. A block is read when all
+//! its rows have their places. If memory ends before that, slices that are complete and more than consumers may keep will
+//! come back, and the source waits for one. If there are none, the first block is read for the rows that have their
+//! places, and again later for the others: the slices in front of it become complete, and are handed on. So one slice more
+//! than consumers keep suffices for progress, and the more there are the less is read twice; with the pool's own memory
+//! that is next to nothing. Nothing bars slices of the next epoch, so the end of an epoch does not drain the flow.
 //!
-//! Let s be the next row to list. At most P blocks are begun before s and not finished, that of s among them. If the
-//! block of s has a ticket, the ticket has a buffer, and since links keep order it arrives. If it has none, it is the
-//! next to get one, and every block that was read before it is begun; of all other buffers at most P - 1 are held for blocks that are begun and less than D for finished ones in
-//! the draft of s, and those of all other finished blocks come back: their rows are in complete drafts, which have their
-//! memory and wait for nothing. So the ticket gets a buffer, and s is listed: P + D buffers suffice for progress, and F
-//! more keep the workers busy. Nothing bars blocks of the next epoch: they are asked for as soon as buffers come back
-//! ([`read`]), so the end of an epoch does not drain the flow.
+//! *Everything in memory.* Blocks have memory of their own for good. Batches live in `ranks * (prefetch + 1) + 2 * workers + 2`
+//! buffers: those for consumers, and those being listed and filled. A draft takes its buffer when its first row is
+//! listed, in order, and waits for nothing then.
 //!
-//! With a pool of the whole dataset a block stays in its buffer once it was read.
+//! A consumer may keep up to `prefetch` batches besides the one that it is at; the flow waits for it when it keeps more.
 //!
-//! Batches live in `ranks * (prefetch + 1) + 2 * workers + 2` buffers: `prefetch` for each consumer and one with
-//! it, and those being listed and filled. A consumer that keeps batches may keep up to `prefetch` besides the one it is
-//! at; the flow waits for it when it keeps more.
-//!
-//! In steady state nothing is allocated for a sample or a batch; for a block, one handle of a few hundred bytes. To
-//! begin elsewhere costs the draws of a pool (a few milliseconds); in a pool of everything, those of the epoch until
-//! there (20 ns a sample), and the turn of an epoch a few nanoseconds a sample.
+//! In steady state nothing is allocated for a sample or a block; for a batch, a handle and two maps of its rows. To begin
+//! elsewhere costs the draws of a pool (a few milliseconds); in a pool of everything, those of the epoch until there
+//! (20 ns a sample), and the turn of an epoch a few nanoseconds a sample.
 //!
 //! Not here: the mirrored columns of `encode --flip` (not read), draws of any kind.
 
 pub mod assemble;
+pub mod deliver;
 pub mod feed;
 pub mod footprint;
 pub mod gather;
@@ -51,8 +57,10 @@ pub mod order;
 pub mod plan;
 pub mod quality;
 pub mod read;
+pub mod scatter;
 pub mod synthetic;
 pub mod waits;
+pub mod window;
 
 #[cfg(test)]
 mod faults;
@@ -68,19 +76,22 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pipeline::{Flow, Parallel, Slab, Slabs};
+use pipeline::{Flow, Slab, Slabs};
 use shards::{Dataset, ShardError};
 
 pub use footprint::LoadMemory;
 
-use crate::data::{BlockBuffer, BlockPlace, HostBatch, Pick};
+use crate::data::{BlockPlace, HostBatch, Pick, ScatterLists};
 use crate::native::NativeError;
-use assemble::{AssembleBatches, MOST_FINISHED, Rows};
+use assemble::{AssembleBatches, Rows};
+use deliver::DeliverBatches;
 use gather::Gather;
 use inflate::{BlockTable, Inflate, LatentColumns};
 use order::Steps;
 use plan::{Cursor, Plan, PlanConfig, PlanError, Ranks};
 use read::{BlockTickets, MOST_PICKS};
+use scatter::Scatter;
+use window::WindowTickets;
 
 /// How a dataset is streamed. Only `seed`, `batch`, `pool_blocks`, `cursor` and `ranks` decide what comes; the rest how
 /// fast.
@@ -93,7 +104,7 @@ pub struct LoadConfig {
     /// Blocks that are shuffled together ([`plan::DEFAULT_POOL_BLOCKS`]); from the number of blocks on, the
     /// shuffle is a permutation of the whole dataset and all of it stays in memory, inflated.
     pub pool_blocks: usize,
-    /// Threads that read and inflate, and as many that copy, at least 1.
+    /// Threads that read, inflate and write, at least 1; where everything stays in memory as many again that copy.
     pub workers: usize,
     /// Finished batches that wait for each consumer, at least [`LEAST_PREFETCH`].
     pub prefetch: usize,
@@ -241,21 +252,15 @@ impl LoadError {
 /// Streams `dataset` from `config.cursor` on (module doc).
 ///
 /// Errors of reading come from running the flow: they name shard, block and file.
-pub fn batches(dataset: &Arc<Dataset>, config: &LoadConfig) -> Result<Flow<Slab<HostBatch>, Parallel>, LoadError> {
+pub fn batches(dataset: &Arc<Dataset>, config: &LoadConfig) -> Result<Flow<Slab<HostBatch>>, LoadError> {
     let loader = Loader::new(dataset, config)?;
     loader.flow()
 }
 
-/// Blocks that tickets, workers and links hold beside the pool: one in the hands of the source, `workers` in the link
-/// behind it, `2 * workers` that are worked on or in the link behind that, and one in the hands of the assembler.
-pub fn in_flight(workers: usize) -> usize {
+/// Tickets at a time: one in the hands of the source, `workers` in the link behind it, `2 * workers` that are worked on or
+/// in the link behind that, and one in the hands of who takes them.
+fn in_flight(workers: usize) -> usize {
     3 * workers + 2
-}
-
-/// Blocks in memory at most. A pool of the whole dataset needs no more than there are.
-fn block_buffers(plan: &Plan, workers: usize) -> usize {
-    let blocks = plan.pool_blocks() + MOST_FINISHED + in_flight(workers);
-    if plan.holds_everything() { plan.pool_blocks() } else { blocks }
 }
 
 /// A checked configuration and its order.
@@ -265,8 +270,8 @@ struct Loader {
     plan: Arc<Plan>,
     columns: LatentColumns,
     table: Arc<BlockTable>,
-    /// Memory for blocks, made as it is needed.
-    blocks: Slabs<BlockBuffer>,
+    /// Slices in memory where the pool slides.
+    slices: usize,
 }
 
 impl Loader {
@@ -281,12 +286,15 @@ impl Loader {
         let table = Arc::new(BlockTable::of(dataset));
         let plan = Arc::new(Plan::new(PlanConfig { blocks: table.sizes(), seed, batch, pool_blocks })?);
         config.ranks.check(batch)?;
-        let blocks = Slabs::new(block_buffers(&plan, workers), BlockBuffer::default);
-        Ok(Self { dataset: Arc::clone(dataset), config: config.clone(), plan, columns, table, blocks })
+        let slices = config.ranks.ranks.len() * window::slices(&plan, prefetch);
+        Ok(Self { dataset: Arc::clone(dataset), config: config.clone(), plan, columns, table, slices })
     }
 
     /// Batches in memory at most.
     fn batch_buffers(&self) -> usize {
+        if !self.plan.holds_everything() {
+            return self.slices;
+        }
         self.config.ranks.ranks.len() * (self.config.prefetch + 1) + self.drafts()
     }
 
@@ -308,30 +316,56 @@ impl Loader {
         Ok(Slabs::new(self.batch_buffers(), || made.next().expect("as many were made as are asked for")))
     }
 
-    fn flow(self) -> Result<Flow<Slab<HostBatch>, Parallel>, LoadError> {
+    fn flow(self) -> Result<Flow<Slab<HostBatch>>, LoadError> {
+        if self.plan.holds_everything() { self.whole() } else { self.sliding() }
+    }
+
+    /// Blocks are read straight into the batches that their rows belong to.
+    fn sliding(self) -> Result<Flow<Slab<HostBatch>>, LoadError> {
+        let free = self.batch_slabs()?;
+        let lists: Slabs<ScatterLists> = Slabs::new(in_flight(self.config.workers), ScatterLists::default);
+        let Self { dataset, config, plan, columns, table, slices } = self;
+        let LoadConfig { cursor, batches, workers, prefetch, ranks, on_bad_block, slow, .. } = config;
+        let steps = Steps::new(&plan, cursor, batches, &ranks);
+        let deliver = DeliverBatches::new(columns.shape.iter().product());
+        let tickets = WindowTickets::new(steps, &plan, cursor, ranks, prefetch, slices, free, lists);
+        let scatter = move |_| {
+            let (dataset, columns) = (Arc::clone(&dataset), columns.clone());
+            let inflate = Inflate::new(Arc::clone(&dataset), Arc::clone(&table), columns.clone(), on_bad_block, slow);
+            Ok(Scatter::new(inflate, Gather::new(dataset, columns, on_bad_block), on_bad_block))
+        };
+        Ok(Flow::from(tickets) //     -> ScatterTicket   a block to read, and where its rows go
+            .depth(workers)
+            .then(scatter) //         -> ScatterTicket   its rows are in their batches
+            .workers(workers)
+            .depth(workers)
+            .regroup(deliver) //      -> HostBatch       f16 [B, C, h, w], in order
+            .depth(prefetch))
+    }
+
+    /// All blocks stay in memory once they were read, and batches are gathered from them.
+    fn whole(self) -> Result<Flow<Slab<HostBatch>>, LoadError> {
         let free = self.batch_slabs()?;
         let picks: Slabs<Vec<Pick>> = Slabs::new(in_flight(self.config.workers), || Vec::with_capacity(MOST_PICKS));
         let rows: Slabs<Rows> = Slabs::new(self.drafts(), || Vec::with_capacity(self.slice_shape()[0]));
-        let Self { dataset, config, plan, columns, table, blocks } = self;
+        let Self { dataset, config, plan, columns, table, .. } = self;
         let LoadConfig { cursor, batches, workers, prefetch, ranks, on_bad_block, slow, .. } = config;
         let steps = Steps::new(&plan, cursor, batches, &ranks);
-        let here = Gather::new(Arc::clone(&dataset), columns.clone(), on_bad_block);
-        let assemble = AssembleBatches::new(cursor, plan.batch_size(), ranks, plan.pool_blocks(), here, free, rows);
+        let assemble = AssembleBatches::new(cursor, plan.batch_size(), ranks, plan.blocks().len(), free, rows);
         let (data, wanted) = (Arc::clone(&dataset), columns.clone());
         let inflate =
             move |_| Ok(Inflate::new(Arc::clone(&data), Arc::clone(&table), wanted.clone(), on_bad_block, slow));
         let gather = move |_| Ok(Gather::new(Arc::clone(&dataset), columns.clone(), on_bad_block));
-        Ok(
-            Flow::from(BlockTickets::new(steps, &plan, blocks, picks)) // -> BlockTicket   a block to read, and a buffer for it
-                .depth(workers)
-                .then(inflate) //                                     -> BlockTicket   f16 [<=64, C, h, w], read and inflated
-                .workers(workers)
-                .depth(workers)
-                .regroup(assemble) //                                 -> BatchDraft    which rows, in order
-                .depth(workers)
-                .then(gather) //                                      -> HostBatch     f16 [B, C, h, w], in order
-                .workers(workers)
-                .depth(prefetch),
-        )
+        Ok(Flow::from(BlockTickets::new(steps, picks)) // -> BlockTicket   a block to read, and a buffer for it
+            .depth(workers)
+            .then(inflate) //                                     -> BlockTicket   f16 [<=64, C, h, w], read and inflated
+            .workers(workers)
+            .depth(workers)
+            .regroup(assemble) //                                 -> BatchDraft    which rows, in order
+            .depth(workers)
+            .then(gather) //                                      -> HostBatch     f16 [B, C, h, w], in order
+            .workers(workers)
+            .depth(prefetch)
+            .fixed())
     }
 }

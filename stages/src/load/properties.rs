@@ -1,7 +1,7 @@
 //! The load side as a whole, against the plan.
 
 use half::f16;
-use pipeline::{Interrupt, Runtime, Slab, Slabs, Stop};
+use pipeline::{Interrupt, Runtime};
 use proptest::prelude::*;
 use shards::{Codec, DType, Semantics};
 
@@ -80,15 +80,15 @@ proptest! {
     }
 
     #[test]
-    fn as_many_buffers_as_the_pool_and_a_draft_have_blocks_suffice_for_progress(case in cases()) {
+    fn one_slice_more_than_consumers_keep_suffices_for_progress(case in cases()) {
         let dir = tempfile::tempdir().unwrap();
         let dataset = case.dataset(dir.path());
-        let case = Case { config: LoadConfig { ranks: Ranks::all(1), ..case.config }, ..case };
-        let mut loader = Loader::new(&dataset, &case.config).unwrap();
-        let least = loader.plan.pool_blocks() + if loader.plan.holds_everything() { 0 } else { MOST_FINISHED };
-        loader.blocks = Slabs::new(least, BlockBuffer::default);
-        let got = loader.flow().unwrap().into(Keep::holding(0)).run(&Runtime::default()).unwrap().output;
-        prop_assert_eq!(positions(&got), expected(&dataset, &case.config));
+        let config = LoadConfig { ranks: Ranks::all(1), ..case.config };
+        let mut loader = Loader::new(&dataset, &config).unwrap();
+        loader.slices = config.prefetch + 2;
+        let keep = Keep::holding(config.prefetch);
+        let got = loader.flow().unwrap().into(keep).run(&Runtime::default()).unwrap().output;
+        prop_assert_eq!(positions(&got), expected(&dataset, &config));
     }
 
     #[test]
@@ -100,22 +100,6 @@ proptest! {
         let got = batches(&dataset, &config).unwrap().into(keep).run(&Runtime::default()).unwrap().output;
         prop_assert_eq!(positions(&got), expected(&dataset, &config));
     }
-
-    #[test]
-    fn every_block_buffer_comes_back(case in cases()) {
-        let dir = tempfile::tempdir().unwrap();
-        let dataset = case.dataset(dir.path());
-        let loader = Loader::new(&dataset, &LoadConfig { ranks: Ranks::all(1), ..case.config }).unwrap();
-        let blocks = loader.blocks.clone();
-        let count = blocks.available();
-        loader.flow().unwrap().into(Keep::holding(2)).run(&Runtime::default()).unwrap();
-        prop_assert_eq!(taken(&blocks).len(), count);
-    }
-}
-
-/// All buffers of `slabs`: every one of them is back.
-fn taken<B>(slabs: &Slabs<B>) -> Vec<Slab<B>> {
-    (0..slabs.available()).map(|_| slabs.take(&Stop::never()).unwrap()).collect()
 }
 
 #[test]

@@ -49,18 +49,17 @@ pub struct HostArray<T> {
 }
 
 enum Memory<T> {
-    /// Of this program: whole lines, with room for `len` values.
-    Own { lines: Box<[Line]>, len: usize, values: PhantomData<T> },
+    /// Of this program: `len` values begin `start` bytes into it, at a line of the cache.
+    Own { bytes: Vec<u8>, start: usize, len: usize, values: PhantomData<T> },
     /// Of libtorch: a contiguous tensor of one dimension, which nobody else has.
     Pinned { tensor: Tensor, len: usize },
 }
 
-/// A line of the cache: what is written past the caches should begin with one.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Line {
-    _bytes: [u8; 64],
-}
+/// Bytes of a line of the cache: what is written past the caches should begin with one.
+const LINE: usize = 64;
+const PAGE: usize = 4096;
+/// Bytes of a huge page. Rows of batches are written here and there, so that with small pages each has to be looked up.
+const HUGE_PAGE: usize = 1 << 21;
 
 impl<T: Element> HostArray<T> {
     /// `len` zeros; `pinned` needs the CUDA side of libtorch.
@@ -76,11 +75,36 @@ impl<T: Element> HostArray<T> {
             // SAFETY: the call succeeded, so it made a tensor on the heap that nobody else frees.
             Memory::Pinned { tensor: unsafe { Tensor::from_ptr(made) }, len }
         } else {
-            let lines = (len * size_of::<T>()).div_ceil(size_of::<Line>());
-            Memory::Own { lines: vec![Line { _bytes: [0; 64] }; lines].into(), len, values: PhantomData }
+            // Pages of zeros that nobody has touched take no memory yet; asked for with an alignment they would be touched.
+            let wanted = len * size_of::<T>();
+            let alignment = alignment(wanted);
+            let mut bytes = vec![0; wanted + alignment];
+            let start = bytes.as_ptr().align_offset(alignment);
+            if alignment == HUGE_PAGE {
+                huge_pages(&mut bytes[start..start + wanted / HUGE_PAGE * HUGE_PAGE]);
+            }
+            Memory::Own { bytes, start, len, values: PhantomData }
         };
         Ok(Self { memory })
     }
+}
+
+/// What `len` values take in memory of this program, in bytes. Beside huge pages some addresses are set aside that are
+/// never touched: they are no memory.
+pub(crate) fn footprint<T>(len: usize) -> u64 {
+    let wanted = len * size_of::<T>();
+    let beside = if wanted >= HUGE_PAGE { 0 } else { alignment(wanted) };
+    (wanted + beside) as u64
+}
+
+fn alignment(bytes: usize) -> usize {
+    [HUGE_PAGE, PAGE].into_iter().find(|&size| bytes >= size).unwrap_or(LINE)
+}
+
+/// Asks the system to back `bytes`, which begin and end with huge pages, by these. Advice only.
+fn huge_pages(bytes: &mut [u8]) {
+    // SAFETY: the range is memory of this process, and the advice does not change what it holds.
+    let _ = unsafe { libc::madvise(bytes.as_mut_ptr().cast(), bytes.len(), libc::MADV_HUGEPAGE) };
 }
 
 impl<T: Element> Deref for HostArray<T> {
@@ -88,9 +112,11 @@ impl<T: Element> Deref for HostArray<T> {
 
     fn deref(&self) -> &[T] {
         match &self.memory {
-            // SAFETY: the lines have room for `len` values and are aligned to more than a value; all bytes are initialised,
-            // and every bit pattern is a value.
-            Memory::Own { lines, len, .. } => unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), *len) },
+            // SAFETY: from `start`, below a line, there is room for `len` values, aligned to more than a value; all bytes are
+            // initialised, and every bit pattern is a value. The vector never grows, so they do not move.
+            Memory::Own { bytes, start, len, .. } => unsafe {
+                std::slice::from_raw_parts(bytes.as_ptr().add(*start).cast(), *len)
+            },
             // SAFETY: the tensor has `len` values of this kind in host memory, which lives as long as `self`; every bit
             // pattern is a value. It is written through `&mut self` alone.
             Memory::Pinned { tensor, len } => unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), *len) },
@@ -101,9 +127,9 @@ impl<T: Element> Deref for HostArray<T> {
 impl<T: Element> DerefMut for HostArray<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         match &mut self.memory {
-            // SAFETY: as above; the borrow of `lines` is exclusive.
-            Memory::Own { lines, len, .. } => unsafe {
-                std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), *len)
+            // SAFETY: as above; the borrow is exclusive.
+            Memory::Own { bytes, start, len, .. } => unsafe {
+                std::slice::from_raw_parts_mut(bytes.as_mut_ptr().add(*start).cast(), *len)
             },
             // SAFETY: as above; the tensor is not shared, so the borrow is the only one.
             Memory::Pinned { tensor, len } => unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), *len) },

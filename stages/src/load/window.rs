@@ -1,0 +1,237 @@
+//! The source of the load side where the pool slides: which block to read next, and where each of its rows goes.
+//!
+//! The order is walked as far ahead as there is memory for batches. A block is asked for when all its rows have their
+//! places, so that it is read once and its rows are written where they stay: the pool is the batches that are being
+//! filled. Where memory ends before the last row of a block has its place, and nothing else can go on, the block is read
+//! for the rows that have one, and once more later: that is rare with the pool's own memory, and what lets a flow go on
+//! with any.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use pipeline::{BoxError, Slab, Slabs, Source, Stop, Stopped};
+
+use super::order::{Step, Steps};
+use super::plan::{Cursor, Plan, Ranks};
+use crate::data::{HostBatch, ScatterLists, ScatterTicket, Target};
+use crate::native::rows::Filling;
+
+/// Slices of a rank beyond those that a pool of rows fills: the rows between the first and the last of a block are P
+/// blocks in the mean, with a deviation of less than a batch.
+const SPARE: usize = 4;
+
+/// Slices in memory for each rank where `prefetch` wait for its consumer.
+pub(super) fn slices(plan: &Plan, prefetch: usize) -> usize {
+    let pool = plan.pool_blocks() * plan.largest_block() as usize;
+    pool.div_ceil(plan.batch_size()) + SPARE + prefetch + 1
+}
+
+/// Makes a ticket for each block, in the order of their first rows.
+#[derive(Debug)]
+pub struct WindowTickets {
+    steps: Steps,
+    /// A step that waits for memory.
+    held: Option<Step>,
+    free: Slabs<HostBatch>,
+    /// Memory that was waited for.
+    fresh: Option<Slab<HostBatch>>,
+    lists: Slabs<ScatterLists>,
+    ranks: Ranks,
+    /// Samples of a global batch.
+    size: usize,
+    /// Number and rank of the next slice.
+    batch: u64,
+    rank: usize,
+    /// Slices that have memory, and how many of them consumers may keep.
+    memory: u64,
+    kept: u64,
+    /// The slice that is walked through, and its rows that have their samples.
+    current: Option<(Arc<Filling>, u32)>,
+    /// Slices begun, all in all.
+    begun_count: u64,
+    begun: Vec<Arc<Filling>>,
+    /// Blocks that were not asked for, in the order of their first rows.
+    blocks: VecDeque<Pending>,
+    /// How many were asked for before them.
+    asked: u64,
+    /// By slot: the block, and its number in the order of asking if it is among `blocks`.
+    slots: Vec<(u32, Option<u64>)>,
+    /// Empty lists.
+    spare: Vec<Vec<Target>>,
+    /// Slices that are complete as far as was told.
+    told: u64,
+    ended: bool,
+}
+
+/// A block whose rows are getting their places.
+#[derive(Debug)]
+struct Pending {
+    block: u32,
+    slot: u32,
+    targets: Vec<Target>,
+    /// The slice of its first row.
+    first: u64,
+    /// Whether all rows have their places.
+    closed: bool,
+}
+
+enum Walked {
+    On,
+    NoMemory,
+    Ended,
+}
+
+impl WindowTickets {
+    /// Tickets for all of `steps` of `plan` from `cursor` on, with memory from `free`, for `memory` slices, and `lists`;
+    /// each consumer may keep `prefetch` slices and the one that it is at, and there is one more at least.
+    #[expect(clippy::too_many_arguments, reason = "all of the order and all of the memory meet here")]
+    pub fn new(
+        steps: Steps,
+        plan: &Plan,
+        cursor: Cursor,
+        ranks: Ranks,
+        prefetch: usize,
+        memory: usize,
+        free: Slabs<HostBatch>,
+        lists: Slabs<ScatterLists>,
+    ) -> Self {
+        Self {
+            steps,
+            held: None,
+            free,
+            fresh: None,
+            lists,
+            size: plan.batch_size(),
+            batch: cursor.batch,
+            rank: ranks.ranks.start,
+            memory: memory as u64,
+            kept: (ranks.ranks.len() * (prefetch + 1)) as u64,
+            ranks,
+            current: None,
+            begun_count: 0,
+            begun: Vec::new(),
+            blocks: VecDeque::new(),
+            asked: 0,
+            slots: vec![(0, None); plan.pool_blocks()],
+            spare: Vec::new(),
+            told: 0,
+            ended: false,
+        }
+    }
+
+    /// Slices that are walked through.
+    fn passed(&self) -> u64 {
+        self.begun_count - u64::from(self.current.is_some())
+    }
+
+    /// Slices of which every row is in a ticket that was made.
+    fn complete(&self) -> u64 {
+        self.blocks.front().map_or(self.passed(), |front| front.first.min(self.passed()))
+    }
+
+    fn begin(&mut self, memory: Slab<HostBatch>) -> Arc<Filling> {
+        let mut slice = memory;
+        slice.batch = self.batch;
+        slice.rows = self.ranks.rows_of(self.rank, self.size);
+        slice.faults.clear();
+        self.rank += 1;
+        if self.rank == self.ranks.ranks.end {
+            self.rank = self.ranks.ranks.start;
+            self.batch += 1;
+        }
+        let slice = Arc::new(Filling::new(slice));
+        self.begun.push(Arc::clone(&slice));
+        self.begun_count += 1;
+        slice
+    }
+
+    /// One step further.
+    fn walk(&mut self, stop: &Stop) -> Result<Walked, Stopped> {
+        let Some(step) = self.held.take().or_else(|| self.steps.next()) else { return Ok(Walked::Ended) };
+        let slot = step.slot as usize;
+        if let Some(row) = step.row {
+            let (slice, at) = match self.current.take() {
+                Some(current) => current,
+                None => {
+                    let memory = match self.fresh.take() {
+                        Some(memory) => memory,
+                        None if self.free.available() > 0 => self.free.take(stop)?,
+                        None => {
+                            self.held = Some(step);
+                            return Ok(Walked::NoMemory);
+                        }
+                    };
+                    (self.begin(memory), 0)
+                }
+            };
+            if let Some(block) = step.read {
+                self.slots[slot] = (block, None);
+            }
+            let number = match self.slots[slot].1 {
+                Some(number) => number,
+                None => {
+                    let number = self.asked + self.blocks.len() as u64;
+                    let targets = self.spare.pop().unwrap_or_default();
+                    let (block, first) = (self.slots[slot].0, self.begun_count - 1);
+                    self.blocks.push_back(Pending { block, slot: step.slot, targets, first, closed: false });
+                    self.slots[slot].1 = Some(number);
+                    number
+                }
+            };
+            let rows = self.ranks.slice_rows(self.size) as u32;
+            self.blocks[(number - self.asked) as usize].targets.push(Target { batch: Arc::clone(&slice), at, row });
+            self.current = (at + 1 < rows).then_some((slice, at + 1));
+        }
+        if step.done
+            && let Some(number) = self.slots[slot].1.take()
+        {
+            self.blocks[(number - self.asked) as usize].closed = true;
+        }
+        Ok(Walked::On)
+    }
+
+    /// Walks until there is a block to ask for or something to tell; `false` at the end of both.
+    fn find(&mut self, stop: &Stop) -> Result<bool, Stopped> {
+        loop {
+            match self.blocks.front() {
+                Some(front) if front.closed || self.ended => return Ok(true),
+                None if self.complete() > self.told => return Ok(true),
+                None if self.ended => return Ok(false),
+                _ => {}
+            }
+            match self.walk(stop)? {
+                Walked::On => {}
+                Walked::Ended => self.ended = true,
+                // Slices that are complete and beyond what consumers keep come back. If there are none of these, nothing
+                // moves unless the first block is read for the rows that have their places.
+                Walked::NoMemory if self.told + self.memory > self.begun_count + self.kept => {
+                    self.fresh = Some(self.free.take(stop)?);
+                }
+                Walked::NoMemory => return Ok(true),
+            }
+        }
+    }
+}
+
+impl Source for WindowTickets {
+    type Item = ScatterTicket;
+
+    fn next(&mut self, stop: &Stop) -> Result<Option<ScatterTicket>, BoxError> {
+        let mut lists = self.lists.take(stop)?;
+        if !self.find(stop)? {
+            return Ok(None);
+        }
+        let block = self.blocks.pop_front().map(|mut front| {
+            self.asked += 1;
+            if !front.closed {
+                self.slots[front.slot as usize].1 = None;
+            }
+            std::mem::swap(&mut lists.targets, &mut front.targets);
+            self.spare.push(front.targets);
+            front.block
+        });
+        lists.begun.append(&mut self.begun);
+        self.told = self.complete();
+        Ok(Some(ScatterTicket { block, lists, complete: self.told, fault: None }))
+    }
+}
