@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pipeline::{BoxError, Emit, Regroup, Slabs, Stop, Stopped};
 
 use super::LoadError;
-use super::plan::{Cursor, Ranks};
+use super::plan::Slices;
 use crate::data::{BatchDraft, BlockBuffer, BlockTicket, HostBatch, Pick};
 
 /// A block and a row of it, for each row of a batch.
@@ -20,43 +20,24 @@ pub struct AssembleBatches {
     draft: Option<BatchDraft>,
     free: Slabs<HostBatch>,
     lists: Slabs<Rows>,
-    ranks: Ranks,
-    /// Samples of a global batch.
-    size: usize,
-    /// Of the next draft.
-    batch: u64,
-    rank: usize,
+    /// Those of the next drafts.
+    slices: Slices,
     faults: Vec<LoadError>,
 }
 
 impl AssembleBatches {
-    /// Drafts of the slices of `ranks` of batches of `size`, numbered from `cursor` on, in memory from `free` and
-    /// `lists`, of a dataset of `blocks` blocks.
-    pub fn new(
-        cursor: Cursor,
-        size: usize,
-        ranks: Ranks,
-        blocks: usize,
-        free: Slabs<HostBatch>,
-        lists: Slabs<Rows>,
-    ) -> Self {
-        let (batch, rank) = (cursor.batch, ranks.ranks.start);
-        Self { held: vec![None; blocks], draft: None, free, lists, ranks, size, batch, rank, faults: Vec::new() }
+    /// Drafts of `slices`, in memory from `free` and `lists`, of a dataset of `blocks` blocks.
+    pub fn new(slices: Slices, blocks: usize, free: Slabs<HostBatch>, lists: Slabs<Rows>) -> Self {
+        Self { held: vec![None; blocks], draft: None, free, lists, slices, faults: Vec::new() }
     }
 
     fn begin(&mut self, stop: &Stop) -> Result<BatchDraft, Stopped> {
         let mut rows = self.lists.take(stop)?;
         rows.clear();
         let mut batch = self.free.take(stop)?;
-        batch.batch = self.batch;
-        batch.rows = self.ranks.rows_of(self.rank, self.size);
+        (batch.batch, batch.rows) = self.slices.next().expect("slices have no end");
         batch.filled.clear();
         batch.faults.clear();
-        self.rank += 1;
-        if self.rank == self.ranks.ranks.end {
-            self.rank = self.ranks.ranks.start;
-            self.batch += 1;
-        }
         Ok(BatchDraft { batch, rows })
     }
 }

@@ -286,7 +286,7 @@ impl Loader {
         let table = Arc::new(BlockTable::of(dataset));
         let plan = Arc::new(Plan::new(PlanConfig { blocks: table.sizes(), seed, batch, pool_blocks })?);
         config.ranks.check(batch)?;
-        let slices = config.ranks.ranks.len() * window::slices(&plan, prefetch);
+        let slices = config.ranks.ranks.len() * window::slices_of_rank(&plan, prefetch);
         Ok(Self { dataset: Arc::clone(dataset), config: config.clone(), plan, columns, table, slices })
     }
 
@@ -328,7 +328,7 @@ impl Loader {
         let LoadConfig { cursor, batches, workers, prefetch, ranks, on_bad_block, slow, .. } = config;
         let steps = Steps::new(&plan, cursor, batches, &ranks);
         let deliver = DeliverBatches::new(columns.shape.iter().product());
-        let tickets = WindowTickets::new(steps, &plan, cursor, ranks, prefetch, slices, free, lists);
+        let tickets = WindowTickets::new(steps, &plan, cursor, &ranks, prefetch, slices, free, lists);
         let scatter = move |_| {
             let (dataset, columns) = (Arc::clone(&dataset), columns.clone());
             let inflate = Inflate::new(Arc::clone(&dataset), Arc::clone(&table), columns.clone(), on_bad_block, slow);
@@ -351,7 +351,7 @@ impl Loader {
         let Self { dataset, config, plan, columns, table, .. } = self;
         let LoadConfig { cursor, batches, workers, prefetch, ranks, on_bad_block, slow, .. } = config;
         let steps = Steps::new(&plan, cursor, batches, &ranks);
-        let assemble = AssembleBatches::new(cursor, plan.batch_size(), ranks, plan.blocks().len(), free, rows);
+        let assemble = AssembleBatches::new(ranks.slices(cursor, plan.batch_size()), plan.blocks().len(), free, rows);
         let (data, wanted) = (Arc::clone(&dataset), columns.clone());
         let inflate =
             move |_| Ok(Inflate::new(Arc::clone(&data), Arc::clone(&table), wanted.clone(), on_bad_block, slow));

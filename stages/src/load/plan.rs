@@ -155,6 +155,11 @@ impl Ranks {
         self.ranks.start * rows..self.ranks.end * rows
     }
 
+    /// The slices of this process of batches of `size`, from `cursor` on.
+    pub fn slices(&self, cursor: Cursor, size: usize) -> Slices {
+        Slices { ranks: self.clone(), size, batch: cursor.batch, rank: self.ranks.start }
+    }
+
     /// Refuses what does not tile a batch.
     pub fn check(&self, batch: usize) -> Result<(), PlanError> {
         let Self { ranks, world } = self;
@@ -165,6 +170,30 @@ impl Ranks {
             0 => Ok(()),
             _ => Err(PlanError::Uneven { batch, world: *world }),
         }
+    }
+}
+
+/// Slices without end, rank after rank, batch after batch: number of the batch, and the slice's rows of it.
+#[derive(Debug, Clone)]
+pub struct Slices {
+    ranks: Ranks,
+    /// Samples of a global batch.
+    size: usize,
+    batch: u64,
+    rank: usize,
+}
+
+impl Iterator for Slices {
+    type Item = (u64, Range<usize>);
+
+    fn next(&mut self) -> Option<(u64, Range<usize>)> {
+        let slice = (self.batch, self.ranks.rows_of(self.rank, self.size));
+        self.rank += 1;
+        if self.rank == self.ranks.ranks.end {
+            self.rank = self.ranks.ranks.start;
+            self.batch += 1;
+        }
+        Some(slice)
     }
 }
 
@@ -439,6 +468,9 @@ mod tests {
             all.check(batch).unwrap();
             let slices: Vec<_> = (0..world).flat_map(|rank| all.rows_of(rank, batch)).collect();
             prop_assert_eq!(slices, (0..batch).collect::<Vec<_>>());
+            let numbered: Vec<_> = all.slices(Cursor { batch: 7 }, batch).take(world + 1).collect();
+            prop_assert_eq!(&numbered[0], &(7, 0..rows));
+            prop_assert_eq!(&numbered[world], &(8, 0..rows));
             let cut = cut.index(world + 1);
             let parts = [0..cut, cut..world].map(|ranks| Ranks { ranks, world }.rows(batch));
             prop_assert_eq!(parts.into_iter().flatten().collect::<Vec<_>>(), (0..batch).collect::<Vec<_>>());

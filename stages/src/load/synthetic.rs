@@ -5,7 +5,7 @@
 use half::f16;
 use pipeline::{BoxError, Flow, Slab, Slabs, Source, Stop};
 
-use super::plan::{Cursor, PlanError, Ranks};
+use super::plan::{Cursor, PlanError, Slices};
 use super::{LEAST_PREFETCH, LoadConfig, LoadError};
 use crate::data::HostBatch;
 use crate::splitmix::SplitMix64;
@@ -54,9 +54,8 @@ pub fn batches(what: Synthetic, config: &LoadConfig) -> Result<Flow<Slab<HostBat
     let free = Slabs::new(buffers, || filled.next().expect("as many were made"));
     let Cursor { batch } = config.cursor;
     let end = config.batches.map_or(u64::MAX, |batches| batch.saturating_add(batches));
-    let rank = config.ranks.ranks.start;
-    Ok(Flow::from(SyntheticBatches { free, ranks: config.ranks.clone(), size: config.batch, batch, rank, end })
-        .depth(config.prefetch))
+    let slices = config.ranks.slices(config.cursor, config.batch);
+    Ok(Flow::from(SyntheticBatches { free, slices, size: config.batch, end }).depth(config.prefetch))
 }
 
 /// A uniform draw of variance 1.
@@ -67,11 +66,10 @@ fn unit(draws: &mut SplitMix64) -> f32 {
 
 struct SyntheticBatches {
     free: Slabs<HostBatch>,
-    ranks: Ranks,
+    slices: Slices,
+    /// Samples of a global batch.
     size: usize,
-    /// Of the next batch.
-    batch: u64,
-    rank: usize,
+    /// The first batch that does not come.
     end: u64,
 }
 
@@ -79,19 +77,11 @@ impl Source for SyntheticBatches {
     type Item = Slab<HostBatch>;
 
     fn next(&mut self, stop: &Stop) -> Result<Option<Slab<HostBatch>>, BoxError> {
-        if self.batch == self.end {
-            return Ok(None);
-        }
+        let Some((number, rows)) = self.slices.next().filter(|(number, _)| *number < self.end) else { return Ok(None) };
         let mut batch = self.free.take(stop)?;
-        batch.batch = self.batch;
-        batch.rows = self.ranks.rows_of(self.rank, self.size);
-        let first = self.batch.wrapping_mul(self.size as u64);
+        (batch.batch, batch.rows) = (number, rows);
+        let first = number.wrapping_mul(self.size as u64);
         (first + batch.rows.start as u64..).zip(&mut batch.positions).for_each(|(position, at)| *at = position);
-        self.rank += 1;
-        if self.rank == self.ranks.ranks.end {
-            self.rank = self.ranks.ranks.start;
-            self.batch += 1;
-        }
         Ok(Some(batch))
     }
 }

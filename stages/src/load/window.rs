@@ -12,7 +12,7 @@ use std::sync::Arc;
 use pipeline::{BoxError, Slab, Slabs, Source, Stop, Stopped};
 
 use super::order::{Step, Steps};
-use super::plan::{Cursor, Plan, Ranks};
+use super::plan::{Cursor, Plan, Ranks, Slices};
 use crate::data::{HostBatch, ScatterLists, ScatterTicket, Target};
 use crate::native::rows::Filling;
 
@@ -21,7 +21,7 @@ use crate::native::rows::Filling;
 const SPARE: usize = 4;
 
 /// Slices in memory for each rank where `prefetch` wait for its consumer.
-pub(super) fn slices(plan: &Plan, prefetch: usize) -> usize {
+pub(super) fn slices_of_rank(plan: &Plan, prefetch: usize) -> usize {
     let pool = plan.pool_blocks() * plan.largest_block() as usize;
     pool.div_ceil(plan.batch_size()) + SPARE + prefetch + 1
 }
@@ -36,12 +36,10 @@ pub struct WindowTickets {
     /// Memory that was waited for.
     fresh: Option<Slab<HostBatch>>,
     lists: Slabs<ScatterLists>,
-    ranks: Ranks,
-    /// Samples of a global batch.
-    size: usize,
-    /// Number and rank of the next slice.
-    batch: u64,
-    rank: usize,
+    /// Those that have not begun.
+    slices: Slices,
+    /// Rows of a slice.
+    rows: u32,
     /// Slices that have memory, and how many of them consumers may keep.
     memory: u64,
     kept: u64,
@@ -89,7 +87,7 @@ impl WindowTickets {
         steps: Steps,
         plan: &Plan,
         cursor: Cursor,
-        ranks: Ranks,
+        ranks: &Ranks,
         prefetch: usize,
         memory: usize,
         free: Slabs<HostBatch>,
@@ -101,12 +99,10 @@ impl WindowTickets {
             free,
             fresh: None,
             lists,
-            size: plan.batch_size(),
-            batch: cursor.batch,
-            rank: ranks.ranks.start,
+            slices: ranks.slices(cursor, plan.batch_size()),
+            rows: ranks.slice_rows(plan.batch_size()) as u32,
             memory: memory as u64,
             kept: (ranks.ranks.len() * (prefetch + 1)) as u64,
-            ranks,
             current: None,
             begun_count: 0,
             begun: Vec::new(),
@@ -131,14 +127,8 @@ impl WindowTickets {
 
     fn begin(&mut self, memory: Slab<HostBatch>) -> Arc<Filling> {
         let mut slice = memory;
-        slice.batch = self.batch;
-        slice.rows = self.ranks.rows_of(self.rank, self.size);
+        (slice.batch, slice.rows) = self.slices.next().expect("slices have no end");
         slice.faults.clear();
-        self.rank += 1;
-        if self.rank == self.ranks.ranks.end {
-            self.rank = self.ranks.ranks.start;
-            self.batch += 1;
-        }
         let slice = Arc::new(Filling::new(slice));
         self.begun.push(Arc::clone(&slice));
         self.begun_count += 1;
@@ -178,9 +168,8 @@ impl WindowTickets {
                     number
                 }
             };
-            let rows = self.ranks.slice_rows(self.size) as u32;
             self.blocks[(number - self.asked) as usize].targets.push(Target { batch: Arc::clone(&slice), at, row });
-            self.current = (at + 1 < rows).then_some((slice, at + 1));
+            self.current = (at + 1 < self.rows).then_some((slice, at + 1));
         }
         if step.done
             && let Some(number) = self.slots[slot].1.take()
