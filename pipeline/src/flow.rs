@@ -11,7 +11,7 @@ use std::time::Duration;
 use crossbeam_channel::bounded;
 
 use crate::error::{BoxError, FlowError, PlanError};
-use crate::link::{Inlet, Outlet, link};
+use crate::link::{Inlet, Outlet, Room, link};
 use crate::meter::Gauge;
 use crate::node::{self, Body, Node};
 use crate::report::Report;
@@ -43,6 +43,7 @@ struct Open<T> {
     /// `None` if the node is serial.
     workers: Option<usize>,
     depth: Option<usize>,
+    room: Room,
     /// No node comes from the start of a branch: the split is its node.
     close: Box<dyn FnOnce(Sealed<T>) -> Option<Node>>,
 }
@@ -75,7 +76,7 @@ impl<T: Send + 'static> Flow<T> {
     pub fn from<S: Source<Item = T>>(source: S) -> Self {
         let name = source.name();
         let close = |end: Sealed<T>| Some(end.node(None, |outlet, _| vec![node::source(source, outlet)]));
-        Self::open(Vec::new(), Open { name, workers: None, depth: None, close: Box::new(close) })
+        Self::open(Vec::new(), Open { name, workers: None, depth: None, room: Room::Wakes, close: Box::new(close) })
     }
 }
 
@@ -95,7 +96,10 @@ impl<T: Send + 'static, M> Flow<T, M> {
         let close = |end: Sealed<S::Out>| {
             Some(end.node(Some(inlet.gauge()), |outlet, workers| node::stage(factory, workers, inlet, &outlet)))
         };
-        Flow::open(nodes, Open { name: S::name(), workers: Some(1), depth: None, close: Box::new(close) })
+        Flow::open(
+            nodes,
+            Open { name: S::name(), workers: Some(1), depth: None, room: Room::Wakes, close: Box::new(close) },
+        )
     }
 
     /// Puts the items through a serial many-to-many step.
@@ -105,7 +109,7 @@ impl<T: Send + 'static, M> Flow<T, M> {
         let close = |end: Sealed<R::Out>| {
             Some(end.node(Some(inlet.gauge()), |outlet, _| vec![node::regroup(regroup, inlet, outlet)]))
         };
-        Flow::open(nodes, Open { name, workers: None, depth: None, close: Box::new(close) })
+        Flow::open(nodes, Open { name, workers: None, depth: None, room: Room::Wakes, close: Box::new(close) })
     }
 
     /// Sets how many finished items may wait behind the last node, at least 1. By default 2, or twice the workers of
@@ -115,6 +119,13 @@ impl<T: Send + 'static, M> Flow<T, M> {
     pub fn depth(mut self, items: usize) -> Self {
         self.last.depth = Some(items);
         self
+    }
+
+    /// As [`depth`](Self::depth), for a consumer that must not be held up: whoever finds the link full is not woken
+    /// by the consumer's thread, but looks by itself whether there is room again. `items` of 3 and more hide that.
+    pub fn prefetch(mut self, items: usize) -> Self {
+        self.last.room = Room::Looks;
+        self.depth(items)
     }
 
     /// Names the last node in reports, errors and its threads. On a branch, before any other node, it labels the
@@ -139,7 +150,8 @@ impl<T: Send + 'static, M> Flow<T, M> {
                 let _ = give.try_send(end);
                 None
             };
-            let start = Open { name: index.to_string(), workers: None, depth: None, close: Box::new(close) };
+            let start =
+                Open { name: index.to_string(), workers: None, depth: None, room: Room::Wakes, close: Box::new(close) };
             let mut line = branch(index, Flow::open(Vec::new(), start));
             match take.try_recv() {
                 Ok(Sealed { name, fault: bad, outlet, .. }) => {
@@ -176,7 +188,7 @@ impl<T: Send + 'static, M> Flow<T, M> {
 
     /// Makes the link behind the last node.
     fn seal(mut self) -> (Vec<Node>, Inlet<T>) {
-        let Open { name, workers, depth, close } = self.last;
+        let Open { name, workers, depth, room: waits, close } = self.last;
         let threads = workers.unwrap_or(1);
         let depth = depth.unwrap_or(if workers.is_some() { threads.saturating_mul(2) } else { 2 });
         let room = depth.saturating_add(workers.unwrap_or(0));
@@ -187,7 +199,7 @@ impl<T: Send + 'static, M> Flow<T, M> {
             _ => None,
         };
         let (room, threads) = if fault.is_some() { (1, 1) } else { (room, threads) };
-        let (outlet, inlet) = link(room);
+        let (outlet, inlet) = link(room, waits);
         self.nodes.extend(close(Sealed { name, workers: threads, fault, outlet }));
         (self.nodes, inlet)
     }
@@ -203,6 +215,14 @@ impl<T> Flow<T, Parallel> {
     /// The same flow, whose last stage keeps the workers that it has: of one type with flows that end in one thread.
     pub fn fixed(self) -> Flow<T> {
         Flow { nodes: self.nodes, last: self.last, mode: PhantomData }
+    }
+}
+
+impl<O: 'static> Line<O> {
+    /// Makes something else of what the sinks leave behind.
+    pub fn map<P>(self, make: impl FnOnce(O) -> P + 'static) -> Line<P> {
+        let Self { nodes, collect, observers } = self;
+        Line { nodes, collect: Box::new(move || collect().map(make)), observers }
     }
 }
 

@@ -125,6 +125,11 @@ fn uneven(item: &Item) {
     }
 }
 
+/// Room behind the last node; whoever waits for it is woken if it is odd, and looks by itself if it is even.
+fn room<T: Send + 'static, M>(flow: Flow<T, M>, depth: usize) -> Flow<T, M> {
+    if depth.is_multiple_of(2) { flow.prefetch(depth) } else { flow.depth(depth) }
+}
+
 fn chain<M, K: Sink<In = Item>>(flow: Flow<Item, M>, ops: &[Op], sink: K) -> Line<K::Output> {
     let Some((op, rest)) = ops.split_first() else { return flow.into(sink) };
     match *op {
@@ -133,11 +138,11 @@ fn chain<M, K: Sink<In = Item>>(flow: Flow<Item, M>, ops: &[Op], sink: K) -> Lin
                 uneven(&item);
                 Ok(triple(&item))
             };
-            chain(flow.then(move |_| Ok(map(work))).workers(workers).depth(depth), rest, sink)
+            chain(room(flow.then(move |_| Ok(map(work))).workers(workers), depth), rest, sink)
         }
         Op::Gather { depth, .. } | Op::Scatter { depth } | Op::Skip { depth, .. } => {
             let step = Step { op: op.clone(), held: Vec::new(), seen: 0 };
-            chain(flow.regroup(step).depth(depth), rest, sink)
+            chain(room(flow.regroup(step), depth), rest, sink)
         }
     }
 }

@@ -9,11 +9,18 @@ use std::convert::Infallible;
 use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, never, select};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded, never, select};
 
 use crate::meter::Meter;
 use crate::report::Wait;
+
+/// The first nap of [`Stop::look`]: a few times what it costs to wake a thread.
+const FIRST_NAP: Duration = Duration::from_micros(200);
+
+/// The longest: how late at most a producer learns that its consumer is gone.
+const LONGEST_NAP: Duration = Duration::from_millis(20);
 
 /// Says whether the run is being taken down, and lets blocking calls wait for that beside what they wait for.
 ///
@@ -84,6 +91,32 @@ impl Stop {
                 select! {
                     recv(from) -> message => Ok(message.ok()),
                     recv(self.raised) -> _ => Err(Stopped),
+                }
+            })?,
+        };
+        if message.is_none() && self.stopped() { Err(Stopped) } else { Ok(message) }
+    }
+
+    /// As [`recv`](Self::recv), but whoever sends never has to wake this thread: it looks again after a nap, which is
+    /// as long as there was nothing so far.
+    pub(crate) fn look<T>(&self, for_one: &Receiver<T>, on: Wait) -> Result<Option<T>, Stopped> {
+        if self.stopped() {
+            return Err(Stopped);
+        }
+        let message = match for_one.try_recv() {
+            Ok(message) => return Ok(Some(message)),
+            Err(TryRecvError::Disconnected) => None,
+            Err(TryRecvError::Empty) => self.meter.wait(on, || {
+                let mut nap = FIRST_NAP;
+                loop {
+                    if self.raised.recv_timeout(nap) == Err(RecvTimeoutError::Disconnected) {
+                        return Err(Stopped);
+                    }
+                    match for_one.try_recv() {
+                        Ok(message) => return Ok(Some(message)),
+                        Err(TryRecvError::Disconnected) => return Ok(None),
+                        Err(TryRecvError::Empty) => nap = (2 * nap).min(LONGEST_NAP),
+                    }
                 }
             })?,
         };

@@ -105,9 +105,22 @@ impl Map {
     /// Starts reading `len` bytes from `off` as one request. Advice only: where it is refused, pages are read as they are
     /// touched.
     pub(crate) fn read_ahead(&self, off: usize, len: usize) {
-        if len > 0 {
+        if len > 0 && !self.is_cached(off + len - 1) {
             let _ = self.map.advise_range(Advice::WillNeed, off, len);
         }
+    }
+
+    /// Whether the page of byte `off` is in the system's cache: a tenth of what the advice costs for a block that is.
+    fn is_cached(&self, off: usize) -> bool {
+        let Some(byte) = self.map.get(off) else { return false };
+        let page = PAGE.load(Ordering::Relaxed);
+        let mut cached = 0;
+        // SAFETY: the address is that of a page of this mapping, and `cached` is valid for the write of one byte.
+        let asked = unsafe {
+            let start = std::ptr::from_ref(byte).map_addr(|address| address & !(page - 1));
+            libc::mincore(start.cast_mut().cast(), 1, &raw mut cached)
+        };
+        asked == 0 && cached & 1 == 1
     }
 
     /// True once any page could not be read: bytes that were taken from the mapping before this call may then be zeros.

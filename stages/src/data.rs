@@ -211,26 +211,33 @@ pub struct BatchDraft {
     pub rows: Slab<Vec<(Arc<BlockBuffer>, u32)>>,
 }
 
-/// A block to read, and where its rows go.
+/// A few blocks to read, and where their rows go.
 #[derive(Debug)]
 pub struct ScatterTicket {
-    /// The block; none where there is only something to tell.
-    pub block: Option<u32>,
-    /// Where its rows go, and what begins.
+    /// The blocks, and what begins.
     pub lists: Slab<ScatterLists>,
     /// Slices, counted from the first of the stream, that are complete when this ticket and all before it are done.
     pub complete: u64,
-    /// Why the block could not be read.
-    pub fault: Option<LoadError>,
 }
 
 /// The lists of a [`ScatterTicket`], whose memory is used again.
 #[derive(Debug, Default)]
 pub struct ScatterLists {
-    /// Where rows of the block go.
-    pub targets: Vec<Target>,
+    /// Blocks to read; none where there is only something to tell.
+    pub reads: Vec<BlockRead>,
     /// Slices that this ticket or one behind it are the first to write to, in order.
     pub begun: Vec<Arc<Filling>>,
+    /// Why blocks could not be read.
+    pub faults: Vec<LoadError>,
+}
+
+/// A block to read.
+#[derive(Debug)]
+pub struct BlockRead {
+    /// Its number.
+    pub block: u32,
+    /// Where its rows go.
+    pub targets: Vec<Target>,
 }
 
 /// One row of a block and its place in a batch.
@@ -288,6 +295,12 @@ impl HostBatch {
             filled: Vec::with_capacity(shape[0]),
             faults: Vec::new(),
         })
+    }
+
+    /// Settles memory that was filled before ([`HostArray::settle`]); what it held is lost the first time.
+    pub fn settle(&mut self) {
+        self.mean.settle();
+        self.logvar.settle();
     }
 }
 

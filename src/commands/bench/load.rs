@@ -169,9 +169,12 @@ fn end<M>(
         ..Consumer::new(device, scaling, counts, pause, check, began)
     };
     let prefetch = args.reading.prefetch;
-    batches.split(devices.len(), |rank, branch| {
-        branch.named(rank.to_string()).depth(prefetch).into(consumer(devices[rank]))
-    })
+    match devices {
+        &[device] => batches.into(consumer(device)).map(|found| vec![found]),
+        _ => batches.split(devices.len(), |rank, branch| {
+            branch.named(rank.to_string()).prefetch(prefetch).into(consumer(devices[rank]))
+        }),
+    }
 }
 
 /// What one consumer saw.

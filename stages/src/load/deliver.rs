@@ -32,11 +32,11 @@ impl Regroup for DeliverBatches {
     type Out = Slab<HostBatch>;
 
     fn push(&mut self, ticket: ScatterTicket, out: &mut Emit<'_, Slab<HostBatch>>) -> Result<(), BoxError> {
-        let ScatterTicket { mut lists, complete, fault, .. } = ticket;
+        let ScatterTicket { mut lists, complete } = ticket;
         self.filling.extend(lists.begun.drain(..));
+        self.faults.append(&mut lists.faults);
         // The list can be used again before the slices have found room.
         drop(lists);
-        self.faults.extend(fault);
         while self.delivered < complete {
             let slice = self.filling.pop_front().expect("a slice begins before it is complete");
             // Tickets come in order, and each let go of its rows before it came.

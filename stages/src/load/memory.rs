@@ -76,7 +76,8 @@ fn measure(dataset: &Arc<Dataset>, config: &LoadConfig) -> (u64, u64) {
     let (before, calls) = (NOW.load(Relaxed), CALLS.load(Relaxed));
     PEAK.store(before, Relaxed);
     let ranks = config.ranks.ranks.len();
-    let line = batches(dataset, config).unwrap().split(ranks, |_, branch| branch.depth(config.prefetch).into(Forget));
+    let line =
+        batches(dataset, config).unwrap().split(ranks, |_, branch| branch.prefetch(config.prefetch).into(Forget));
     line.run(&Runtime::default()).unwrap();
     (PEAK.load(Relaxed) - before, CALLS.load(Relaxed) - calls)
 }

@@ -334,13 +334,13 @@ impl Loader {
             let inflate = Inflate::new(Arc::clone(&dataset), Arc::clone(&table), columns.clone(), on_bad_block, slow);
             Ok(Scatter::new(inflate, Gather::new(dataset, columns, on_bad_block), on_bad_block))
         };
-        Ok(Flow::from(tickets) //     -> ScatterTicket   a block to read, and where its rows go
+        Ok(Flow::from(tickets) //     -> ScatterTicket   blocks to read, and where their rows go
             .depth(workers)
-            .then(scatter) //         -> ScatterTicket   its rows are in their batches
+            .then(scatter) //         -> ScatterTicket   the rows are in their batches
             .workers(workers)
             .depth(workers)
             .regroup(deliver) //      -> HostBatch       f16 [B, C, h, w], in order
-            .depth(prefetch))
+            .prefetch(prefetch))
     }
 
     /// All blocks stay in memory once they were read, and batches are gathered from them.
@@ -365,7 +365,7 @@ impl Loader {
             .depth(workers)
             .then(gather) //                                      -> HostBatch     f16 [B, C, h, w], in order
             .workers(workers)
-            .depth(prefetch)
+            .prefetch(prefetch)
             .fixed())
     }
 }

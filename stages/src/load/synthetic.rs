@@ -55,7 +55,7 @@ pub fn batches(what: Synthetic, config: &LoadConfig) -> Result<Flow<Slab<HostBat
     let Cursor { batch } = config.cursor;
     let end = config.batches.map_or(u64::MAX, |batches| batch.saturating_add(batches));
     let slices = config.ranks.slices(config.cursor, config.batch);
-    Ok(Flow::from(SyntheticBatches { free, slices, size: config.batch, end }).depth(config.prefetch))
+    Ok(Flow::from(SyntheticBatches { free, slices, size: config.batch, end }).prefetch(config.prefetch))
 }
 
 /// A uniform draw of variance 1.

@@ -13,12 +13,16 @@ use pipeline::{BoxError, Slab, Slabs, Source, Stop, Stopped};
 
 use super::order::{Step, Steps};
 use super::plan::{Cursor, Plan, Ranks, Slices};
-use crate::data::{HostBatch, ScatterLists, ScatterTicket, Target};
+use crate::data::{BlockRead, HostBatch, ScatterLists, ScatterTicket, Target};
 use crate::native::rows::Filling;
 
 /// Slices of a rank beyond those that a pool of rows fills: the rows between the first and the last of a block are P
 /// blocks in the mean, with a deviation of less than a batch.
 const SPARE: usize = 4;
+
+/// Blocks in a ticket at most: about a batch of the usual size. To hand on a ticket wakes a thread or two, at a few
+/// per cent of what a block takes.
+pub(super) const MOST_READS: usize = 4;
 
 /// Slices in memory for each rank where `prefetch` wait for its consumer.
 pub(super) fn slices_of_rank(plan: &Plan, prefetch: usize) -> usize {
@@ -26,7 +30,7 @@ pub(super) fn slices_of_rank(plan: &Plan, prefetch: usize) -> usize {
     pool.div_ceil(plan.batch_size()) + SPARE + prefetch + 1
 }
 
-/// Makes a ticket for each block, in the order of their first rows.
+/// Makes tickets of the blocks in the order of their first rows.
 #[derive(Debug)]
 pub struct WindowTickets {
     steps: Steps,
@@ -64,9 +68,8 @@ pub struct WindowTickets {
 /// A block whose rows are getting their places.
 #[derive(Debug)]
 struct Pending {
-    block: u32,
+    read: BlockRead,
     slot: u32,
-    targets: Vec<Target>,
     /// The slice of its first row.
     first: u64,
     /// Whether all rows have their places.
@@ -129,6 +132,10 @@ impl WindowTickets {
         let mut slice = memory;
         (slice.batch, slice.rows) = self.slices.next().expect("slices have no end");
         slice.faults.clear();
+        if self.begun_count >= self.memory {
+            // It was filled before: what never was is given out first.
+            slice.settle();
+        }
         let slice = Arc::new(Filling::new(slice));
         self.begun.push(Arc::clone(&slice));
         self.begun_count += 1;
@@ -163,12 +170,17 @@ impl WindowTickets {
                     let number = self.asked + self.blocks.len() as u64;
                     let targets = self.spare.pop().unwrap_or_default();
                     let (block, first) = (self.slots[slot].0, self.begun_count - 1);
-                    self.blocks.push_back(Pending { block, slot: step.slot, targets, first, closed: false });
+                    let read = BlockRead { block, targets };
+                    self.blocks.push_back(Pending { read, slot: step.slot, first, closed: false });
                     self.slots[slot].1 = Some(number);
                     number
                 }
             };
-            self.blocks[(number - self.asked) as usize].targets.push(Target { batch: Arc::clone(&slice), at, row });
+            self.blocks[(number - self.asked) as usize].read.targets.push(Target {
+                batch: Arc::clone(&slice),
+                at,
+                row,
+            });
             self.current = (at + 1 < self.rows).then_some((slice, at + 1));
         }
         if step.done
@@ -200,6 +212,22 @@ impl WindowTickets {
             }
         }
     }
+
+    /// Whether there is one more block to ask for that waits for nothing.
+    fn finds_more(&mut self, stop: &Stop) -> Result<bool, Stopped> {
+        loop {
+            match self.blocks.front() {
+                Some(front) if front.closed || self.ended => return Ok(true),
+                None if self.ended => return Ok(false),
+                _ => {}
+            }
+            match self.walk(stop)? {
+                Walked::On => {}
+                Walked::Ended => self.ended = true,
+                Walked::NoMemory => return Ok(false),
+            }
+        }
+    }
 }
 
 impl Source for WindowTickets {
@@ -210,17 +238,19 @@ impl Source for WindowTickets {
         if !self.find(stop)? {
             return Ok(None);
         }
-        let block = self.blocks.pop_front().map(|mut front| {
+        self.spare.extend(lists.reads.drain(..).map(|read| read.targets));
+        while let Some(front) = self.blocks.pop_front() {
             self.asked += 1;
             if !front.closed {
                 self.slots[front.slot as usize].1 = None;
             }
-            std::mem::swap(&mut lists.targets, &mut front.targets);
-            self.spare.push(front.targets);
-            front.block
-        });
+            lists.reads.push(front.read);
+            if lists.reads.len() == MOST_READS || !self.finds_more(stop)? {
+                break;
+            }
+        }
         lists.begun.append(&mut self.begun);
         self.told = self.complete();
-        Ok(Some(ScatterTicket { block, lists, complete: self.told, fault: None }))
+        Ok(Some(ScatterTicket { lists, complete: self.told }))
     }
 }

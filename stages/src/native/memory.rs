@@ -50,7 +50,7 @@ pub struct HostArray<T> {
 
 enum Memory<T> {
     /// Of this program: `len` values begin `start` bytes into it, at a line of the cache.
-    Own { bytes: Vec<u8>, start: usize, len: usize, values: PhantomData<T> },
+    Own { bytes: Vec<u8>, start: usize, len: usize, settled: bool, values: PhantomData<T> },
     /// Of libtorch: a contiguous tensor of one dimension, which nobody else has.
     Pinned { tensor: Tensor, len: usize },
 }
@@ -58,7 +58,7 @@ enum Memory<T> {
 /// Bytes of a line of the cache: what is written past the caches should begin with one.
 const LINE: usize = 64;
 const PAGE: usize = 4096;
-/// Bytes of a huge page. Rows of batches are written here and there, so that with small pages each has to be looked up.
+/// Bytes of a huge page.
 const HUGE_PAGE: usize = 1 << 21;
 
 impl<T: Element> HostArray<T> {
@@ -78,14 +78,25 @@ impl<T: Element> HostArray<T> {
             // Pages of zeros that nobody has touched take no memory yet; asked for with an alignment they would be touched.
             let wanted = len * size_of::<T>();
             let alignment = alignment(wanted);
-            let mut bytes = vec![0; wanted + alignment];
+            let bytes = vec![0; wanted + alignment];
             let start = bytes.as_ptr().align_offset(alignment);
-            if alignment == HUGE_PAGE {
-                huge_pages(&mut bytes[start..start + wanted / HUGE_PAGE * HUGE_PAGE]);
-            }
-            Memory::Own { bytes, start, len, values: PhantomData }
+            Memory::Own { bytes, start, len, settled: alignment < HUGE_PAGE, values: PhantomData }
         };
         Ok(Self { memory })
+    }
+
+    /// Exchanges small pages for huge ones, as far as the system has them; what was in them is lost, the first time.
+    ///
+    /// Rows of batches are written here and there, so that with small pages each has to be looked up. But a huge page is
+    /// cleared as a whole when it is touched: memory that began with them would hold up the first rows. So this is for
+    /// memory that comes back from its first use.
+    pub fn settle(&mut self) {
+        if let Memory::Own { bytes, start, len, settled, .. } = &mut self.memory
+            && !std::mem::replace(settled, true)
+        {
+            let whole = *len * size_of::<T>() / HUGE_PAGE * HUGE_PAGE;
+            huge_pages(&mut bytes[*start..*start + whole]);
+        }
     }
 }
 
@@ -101,10 +112,16 @@ fn alignment(bytes: usize) -> usize {
     [HUGE_PAGE, PAGE].into_iter().find(|&size| bytes >= size).unwrap_or(LINE)
 }
 
-/// Asks the system to back `bytes`, which begin and end with huge pages, by these. Advice only.
+/// Makes `bytes`, which begin and end with huge pages, zeros, in such pages if the system has them.
 fn huge_pages(bytes: &mut [u8]) {
-    // SAFETY: the range is memory of this process, and the advice does not change what it holds.
-    let _ = unsafe { libc::madvise(bytes.as_mut_ptr().cast(), bytes.len(), libc::MADV_HUGEPAGE) };
+    // SAFETY: the range is private memory of this process that is no file's: it reads as zeros after the first advice, and
+    // the second does not change what it holds. If they are refused it holds what it did.
+    unsafe {
+        libc::madvise(bytes.as_mut_ptr().cast(), bytes.len(), libc::MADV_DONTNEED);
+        libc::madvise(bytes.as_mut_ptr().cast(), bytes.len(), libc::MADV_HUGEPAGE);
+    }
+    // Cleared here, and not under those who write rows.
+    bytes.iter_mut().step_by(HUGE_PAGE).for_each(|byte| *byte = 0);
 }
 
 impl<T: Element> Deref for HostArray<T> {
