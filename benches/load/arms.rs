@@ -63,10 +63,12 @@ impl Bench {
     pub fn arms(&self, only: &str) -> Vec<Arm> {
         let words = |text: &str| text.split_whitespace().map(str::to_owned).collect();
         let arm = |name, kind, folder, start, extra: &str| Arm { name, kind, folder, start, extra: words(extra) };
-        let in_memory = format!("--pool-blocks {} --warm-epochs 1", self.count / records::BLOCK);
+        // The memory of a shuffle pool is new to the system in the first two epochs, and slow.
+        let warm = "--warm-epochs 2";
+        let in_memory = format!("--pool-blocks {} {warm}", self.count / records::BLOCK);
         let all = [
-            arm("pipeline, compressed shards", Kind::Ours, "shards-zstd", Start::Pipeline, ""),
-            arm("pipeline, codec none", Kind::Ours, "shards-none", Start::Pipeline, ""),
+            arm("pipeline, compressed shards", Kind::Ours, "shards-zstd", Start::Pipeline, warm),
+            arm("pipeline, codec none", Kind::Ours, "shards-none", Start::Pipeline, warm),
             arm("pipeline, in memory", Kind::Ours, "shards-zstd", Start::Pipeline, &in_memory),
             arm("torch DataLoader, .npy files", Kind::Python, "npy", Start::Script("load_torch.py"), ""),
             arm(

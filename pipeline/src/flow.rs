@@ -122,7 +122,7 @@ impl<T: Send + 'static, M> Flow<T, M> {
     }
 
     /// As [`depth`](Self::depth), for a consumer that must not be held up: whoever finds the link full is not woken
-    /// by the consumer's thread, but looks by itself whether there is room again. `items` of 3 and more hide that.
+    /// by the consumer's thread, but looks by itself, at least every 2 ms, whether there is room again: `items` should last longer than that.
     pub fn prefetch(mut self, items: usize) -> Self {
         self.last.room = Room::Looks;
         self.depth(items)

@@ -28,8 +28,8 @@
 //!
 //! **Waking.** A token that is given back wakes the producer that waits for it, at the expense of the consumer's thread: tens
 //! of microseconds, and the scheduler may let the producer run first. Behind a link with *prefetch* nobody is woken: a
-//! producer that finds it full looks again by itself, after naps as long as the link has stood still so far. So it
-//! comes at the latest when twice as many places are free as on waking, and a link that was full is not empty by then.
+//! producer that finds it full looks again by itself, after naps as long as the link has stood still so far, and 2 ms at
+//! most. So a link whose items last longer than that, all together, is not empty by then.
 //!
 //! **End.** Producers drop their ends; the slots of tickets that never come are then empty for good. A consumer that
 //! drops its end is *gone*: producers learn it when they reserve or fill.

@@ -19,8 +19,8 @@ use crate::report::Wait;
 /// The first nap of [`Stop::look`]: a few times what it costs to wake a thread.
 const FIRST_NAP: Duration = Duration::from_micros(200);
 
-/// The longest: how late at most a producer learns that its consumer is gone.
-const LONGEST_NAP: Duration = Duration::from_millis(20);
+/// The longest: how late at most a thread finds room after a standstill, that its consumer is gone, or the end.
+const LONGEST_NAP: Duration = Duration::from_millis(2);
 
 /// Says whether the run is being taken down, and lets blocking calls wait for that beside what they wait for.
 ///

@@ -223,7 +223,7 @@ pub struct ScatterTicket {
 /// The lists of a [`ScatterTicket`], whose memory is used again.
 #[derive(Debug, Default)]
 pub struct ScatterLists {
-    /// Blocks to read; none where there is only something to tell.
+    /// Blocks to read, at least one.
     pub reads: Vec<BlockRead>,
     /// Slices that this ticket or one behind it are the first to write to, in order.
     pub begun: Vec<Arc<Filling>>,
@@ -275,6 +275,7 @@ pub struct HostBatch {
     pub filled: Vec<u32>,
     /// Blocks that were found unreadable since the batch before.
     pub faults: Vec<LoadError>,
+    used: bool,
 }
 
 impl HostBatch {
@@ -294,13 +295,20 @@ impl HostBatch {
             shape,
             filled: Vec::with_capacity(shape[0]),
             faults: Vec::new(),
+            used: false,
         })
     }
 
-    /// Settles memory that was filled before ([`HostArray::settle`]); what it held is lost the first time.
-    pub fn settle(&mut self) {
-        self.mean.settle();
-        self.logvar.settle();
+    /// Begins to be slice `rows` of batch `batch`, with no fault. Memory that comes back from its first use is settled
+    /// ([`HostArray::settle`]): all that it held is lost then.
+    pub fn begin(&mut self, batch: u64, rows: Range<usize>) {
+        if std::mem::replace(&mut self.used, true) {
+            self.mean.settle();
+            self.logvar.settle();
+        }
+        (self.batch, self.rows) = (batch, rows);
+        self.filled.clear();
+        self.faults.clear();
     }
 }
 

@@ -35,9 +35,8 @@ impl AssembleBatches {
         let mut rows = self.lists.take(stop)?;
         rows.clear();
         let mut batch = self.free.take(stop)?;
-        (batch.batch, batch.rows) = self.slices.next().expect("slices have no end");
-        batch.filled.clear();
-        batch.faults.clear();
+        let (number, slice) = self.slices.next().expect("slices have no end");
+        batch.begin(number, slice);
         Ok(BatchDraft { batch, rows })
     }
 }

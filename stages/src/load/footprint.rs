@@ -7,7 +7,6 @@ use shards::Dataset;
 
 use super::order::Steps;
 use super::read::MOST_PICKS;
-use super::window::MOST_READS;
 use super::{LoadConfig, LoadError, Loader, in_flight};
 use crate::data::{BlockBuffer, BlockPlace, Pick, Target};
 use crate::native::memory::footprint;
@@ -74,7 +73,7 @@ impl Loader {
         } else {
             let waiting = ranks * (self.config.prefetch as u64 + 1);
             let filling = self.batch_buffers() as u64 - waiting;
-            let targets = self.plan.pool_blocks() as u64 + in_flight * MOST_READS as u64;
+            let targets = self.plan.pool_blocks() as u64 + in_flight * self.reads() as u64;
             (filling * batch, waiting, targets * largest * size_of::<Target>() as u64, largest_bytes)
         };
         // A worker holds one column of one block at a time: as stored, where that is not in memory; if it is converted, as

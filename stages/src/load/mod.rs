@@ -39,7 +39,11 @@
 //! buffers: those for consumers, and those being listed and filled. A draft takes its buffer when its first row is
 //! listed, in order, and waits for nothing then.
 //!
-//! A consumer may keep up to `prefetch` batches besides the one that it is at; the flow waits for it when it keeps more.
+//! A consumer may keep up to `prefetch` batches besides the one that it is at; the flow waits for it when it keeps more. The
+//! link to it is one with [`Flow::prefetch`]: taking a batch wakes nobody. (Giving it back may wake the source.)
+//!
+//! Memory of batches begins with small pages where the system has both, so that the first batch waits only for the pages that it needs, and is
+//! exchanged for huge pages when it first comes back: the second lap through the batches is slower where new memory is slow.
 //!
 //! In steady state nothing is allocated for a sample or a block; for a batch, a handle and two maps of its rows. To begin
 //! elsewhere costs the draws of a pool (a few milliseconds); in a pool of everything, those of the epoch until there
@@ -309,6 +313,12 @@ impl Loader {
         [self.config.ranks.slice_rows(self.config.batch), channels, height, width]
     }
 
+    /// Blocks in a ticket where the pool slides.
+    fn reads(&self) -> usize {
+        let LoadConfig { prefetch, workers, .. } = self.config;
+        window::reads_of_ticket(&self.plan, self.config.ranks.ranks.len(), prefetch, workers)
+    }
+
     fn batch_slabs(&self) -> Result<Slabs<HostBatch>, LoadError> {
         let (shape, has_logvar) = (self.slice_shape(), self.columns.spread.is_some());
         let room = || HostBatch::with_room(shape, has_logvar, self.config.pinned);
@@ -322,13 +332,13 @@ impl Loader {
 
     /// Blocks are read straight into the batches that their rows belong to.
     fn sliding(self) -> Result<Flow<Slab<HostBatch>>, LoadError> {
-        let free = self.batch_slabs()?;
+        let (free, reads) = (self.batch_slabs()?, self.reads());
         let lists: Slabs<ScatterLists> = Slabs::new(in_flight(self.config.workers), ScatterLists::default);
         let Self { dataset, config, plan, columns, table, slices } = self;
         let LoadConfig { cursor, batches, workers, prefetch, ranks, on_bad_block, slow, .. } = config;
         let steps = Steps::new(&plan, cursor, batches, &ranks);
         let deliver = DeliverBatches::new(columns.shape.iter().product());
-        let tickets = WindowTickets::new(steps, &plan, cursor, &ranks, prefetch, slices, free, lists);
+        let tickets = WindowTickets::new(steps, &plan, cursor, &ranks, prefetch, slices, free, lists, reads);
         let scatter = move |_| {
             let (dataset, columns) = (Arc::clone(&dataset), columns.clone());
             let inflate = Inflate::new(Arc::clone(&dataset), Arc::clone(&table), columns.clone(), on_bad_block, slow);

@@ -22,7 +22,14 @@ const SPARE: usize = 4;
 
 /// Blocks in a ticket at most: about a batch of the usual size. To hand on a ticket wakes a thread or two, at a few
 /// per cent of what a block takes.
-pub(super) const MOST_READS: usize = 4;
+const MOST_READS: usize = 4;
+
+/// Blocks in a ticket: with small slices fewer than [`MOST_READS`], or the slices that are open beyond the pool would not
+/// give all workers something to do.
+pub(super) fn reads_of_ticket(plan: &Plan, ranks: usize, prefetch: usize, workers: usize) -> usize {
+    let rows = (SPARE + ranks * (prefetch + 1)) * plan.batch_size() / ranks;
+    (rows / (plan.largest_block() as usize * 2 * workers)).clamp(1, MOST_READS)
+}
 
 /// Slices in memory for each rank where `prefetch` wait for its consumer.
 pub(super) fn slices_of_rank(plan: &Plan, prefetch: usize) -> usize {
@@ -40,6 +47,9 @@ pub struct WindowTickets {
     /// Memory that was waited for.
     fresh: Option<Slab<HostBatch>>,
     lists: Slabs<ScatterLists>,
+    /// Blocks in a ticket at most, and rows in a block.
+    reads: usize,
+    most_rows: usize,
     /// Those that have not begun.
     slices: Slices,
     /// Rows of a slice.
@@ -83,8 +93,8 @@ enum Walked {
 }
 
 impl WindowTickets {
-    /// Tickets for all of `steps` of `plan` from `cursor` on, with memory from `free`, for `memory` slices, and `lists`;
-    /// each consumer may keep `prefetch` slices and the one that it is at, and there is one more at least.
+    /// Tickets for all of `steps` of `plan` from `cursor` on, with memory from `free`, for `memory` slices, and `lists`,
+    /// and up to `reads` blocks in a ticket; each consumer may keep `prefetch` slices and the one that it is at, and there is one more at least.
     #[expect(clippy::too_many_arguments, reason = "all of the order and all of the memory meet here")]
     pub fn new(
         steps: Steps,
@@ -95,6 +105,7 @@ impl WindowTickets {
         memory: usize,
         free: Slabs<HostBatch>,
         lists: Slabs<ScatterLists>,
+        reads: usize,
     ) -> Self {
         Self {
             steps,
@@ -102,6 +113,8 @@ impl WindowTickets {
             free,
             fresh: None,
             lists,
+            reads,
+            most_rows: plan.largest_block() as usize,
             slices: ranks.slices(cursor, plan.batch_size()),
             rows: ranks.slice_rows(plan.batch_size()) as u32,
             memory: memory as u64,
@@ -130,12 +143,8 @@ impl WindowTickets {
 
     fn begin(&mut self, memory: Slab<HostBatch>) -> Arc<Filling> {
         let mut slice = memory;
-        (slice.batch, slice.rows) = self.slices.next().expect("slices have no end");
-        slice.faults.clear();
-        if self.begun_count >= self.memory {
-            // It was filled before: what never was is given out first.
-            slice.settle();
-        }
+        let (number, rows) = self.slices.next().expect("slices have no end");
+        slice.begin(number, rows);
         let slice = Arc::new(Filling::new(slice));
         self.begun.push(Arc::clone(&slice));
         self.begun_count += 1;
@@ -168,7 +177,7 @@ impl WindowTickets {
                 Some(number) => number,
                 None => {
                     let number = self.asked + self.blocks.len() as u64;
-                    let targets = self.spare.pop().unwrap_or_default();
+                    let targets = self.spare.pop().unwrap_or_else(|| Vec::with_capacity(self.most_rows));
                     let (block, first) = (self.slots[slot].0, self.begun_count - 1);
                     let read = BlockRead { block, targets };
                     self.blocks.push_back(Pending { read, slot: step.slot, first, closed: false });
@@ -191,12 +200,11 @@ impl WindowTickets {
         Ok(Walked::On)
     }
 
-    /// Walks until there is a block to ask for or something to tell; `false` at the end of both.
+    /// Walks until there is a block to ask for; `false` at the end.
     fn find(&mut self, stop: &Stop) -> Result<bool, Stopped> {
         loop {
             match self.blocks.front() {
                 Some(front) if front.closed || self.ended => return Ok(true),
-                None if self.complete() > self.told => return Ok(true),
                 None if self.ended => return Ok(false),
                 _ => {}
             }
@@ -238,14 +246,16 @@ impl Source for WindowTickets {
         if !self.find(stop)? {
             return Ok(None);
         }
-        self.spare.extend(lists.reads.drain(..).map(|read| read.targets));
+        // Empty, but for those of a ticket that failed: the run is being taken down then.
+        lists.begun.clear();
+        self.spare.extend(lists.reads.drain(..).map(|read| read.targets).filter(Vec::is_empty));
         while let Some(front) = self.blocks.pop_front() {
             self.asked += 1;
             if !front.closed {
                 self.slots[front.slot as usize].1 = None;
             }
             lists.reads.push(front.read);
-            if lists.reads.len() == MOST_READS || !self.finds_more(stop)? {
+            if lists.reads.len() >= self.reads || !self.finds_more(stop)? {
                 break;
             }
         }

@@ -85,7 +85,7 @@ impl<T: Element> HostArray<T> {
         Ok(Self { memory })
     }
 
-    /// Exchanges small pages for huge ones, as far as the system has them; what was in them is lost, the first time.
+    /// Exchanges small pages for huge ones, as far as the system has them; what was in them may be lost, the first time.
     ///
     /// Rows of batches are written here and there, so that with small pages each has to be looked up. But a huge page is
     /// cleared as a whole when it is touched: memory that began with them would hold up the first rows. So this is for
@@ -112,14 +112,15 @@ fn alignment(bytes: usize) -> usize {
     [HUGE_PAGE, PAGE].into_iter().find(|&size| bytes >= size).unwrap_or(LINE)
 }
 
-/// Makes `bytes`, which begin and end with huge pages, zeros, in such pages if the system has them.
+/// Makes `bytes`, which begin and end with huge pages, zeros in such pages, if the system has them.
 fn huge_pages(bytes: &mut [u8]) {
-    // SAFETY: the range is private memory of this process that is no file's: it reads as zeros after the first advice, and
-    // the second does not change what it holds. If they are refused it holds what it did.
-    unsafe {
-        libc::madvise(bytes.as_mut_ptr().cast(), bytes.len(), libc::MADV_DONTNEED);
-        libc::madvise(bytes.as_mut_ptr().cast(), bytes.len(), libc::MADV_HUGEPAGE);
+    // SAFETY: the range is memory of this process, and the advice does not change what it holds.
+    if unsafe { libc::madvise(bytes.as_mut_ptr().cast(), bytes.len(), libc::MADV_HUGEPAGE) } != 0 {
+        return;
     }
+    // SAFETY: the range is private memory of this process that is no file's: it reads as zeros after the advice, or holds
+    // what it did if that is refused.
+    unsafe { libc::madvise(bytes.as_mut_ptr().cast(), bytes.len(), libc::MADV_DONTNEED) };
     // Cleared here, and not under those who write rows.
     bytes.iter_mut().step_by(HUGE_PAGE).for_each(|byte| *byte = 0);
 }
@@ -241,6 +242,24 @@ mod tests {
         assert_eq!(Vec::<i64>::try_from(doubled.view(6)).unwrap(), [2, 4, 6, 8, 10, 12]);
         let half = HostArray::<f16>::zeros(2, false).unwrap();
         assert_eq!(with_tensor(&half, &[2, 1], |tensor| tensor.kind()), Kind::Half);
+    }
+
+    #[test]
+    fn memory_that_settles_keeps_what_is_written_then() {
+        // A huge page and a half, and less than one.
+        for len in [3 * HUGE_PAGE / 4, 1000] {
+            let mut array = HostArray::<f16>::zeros(len, false).unwrap();
+            array.fill(f16::ONE);
+            array.settle();
+            let whole = len * 2 / HUGE_PAGE * HUGE_PAGE / 2;
+            let is_same = |wanted: f16| array[..whole].iter().all(|&value| value == wanted);
+            // Zeros, or what was there where the system has no huge pages.
+            assert!(is_same(f16::ZERO) || is_same(f16::ONE), "{len}");
+            assert!(array[whole..].iter().all(|&value| value == f16::ONE), "{len}");
+            array.fill(f16::ONE);
+            array.settle();
+            assert!(array.iter().all(|&value| value == f16::ONE), "{len}");
+        }
     }
 
     #[test]
