@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use pipeline::Runtime;
 
-use crate::commands::{bench, demo, encode, evaluate, export, import, inspect, sample, train, verify};
+use crate::commands::{bench, demo, encode, evaluate, export, import, inspect, probe, sample, train, verify};
 use crate::exit::Outcome;
 
 /// Dual-path condition alignment for diffusion transformers: labelled images in, samples out.
@@ -21,6 +21,7 @@ pub(crate) enum Command {
     Train(train::TrainArgs),
     Sample(sample::SampleArgs),
     Evaluate(evaluate::EvaluateArgs),
+    Probe(probe::ProbeArgs),
     Inspect(inspect::InspectArgs),
     Verify(verify::VerifyArgs),
     Export(export::ExportArgs),
@@ -41,6 +42,7 @@ impl Cli {
             Command::Train(args) => train::run(args, runtime).map(|ended| ended.outcome),
             Command::Sample(args) => sample::run(args, runtime).map(|ended| ended.outcome),
             Command::Evaluate(args) => evaluate::run(args, runtime),
+            Command::Probe(args) => probe::run(args, runtime),
             Command::Inspect(args) => inspect::run(args, runtime),
             Command::Verify(args) => verify::run(args, runtime),
             Command::Export(args) => export::run(args, runtime).map(|ended| ended.outcome),

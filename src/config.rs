@@ -7,14 +7,16 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use stages::load::plan::DEFAULT_POOL_BLOCKS;
-use stages::method::config::{Backbone, LatentShape, ModelConfig, ObjectiveConfig};
+use stages::method::config::{LatentShape, ModelConfig};
 use stages::method::ema::EmaConfig;
+use stages::method::objective::config::ObjectiveConfig;
 use stages::train::config::{ScheduleConfig, TrainConfig};
 use stages::train::optimiser::OptimiserConfig;
 use toml::{Table, Value};
+
+use crate::presets;
 
 /// What a run was trained on, as its dataset says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -81,82 +83,6 @@ impl RunConfig {
     }
 }
 
-/// Names that `--preset` takes.
-pub(crate) fn preset_names() -> Vec<String> {
-    let mut names = vec!["dupa-demo".to_owned()];
-    for method in ["dupa", "ddt", "sit"] {
-        for size in ["s", "b", "l", "xl"] {
-            for patch in [2, 4, 8] {
-                names.push(format!("{method}-{size}/{patch}"));
-            }
-        }
-    }
-    names
-}
-
-/// A preset by name. `dupa-*` are the paper's (Tables 5 and 7), `ddt-*` and `sit-*` its baselines.
-pub(crate) fn preset(name: &str) -> Result<TrainConfig> {
-    let unknown = || {
-        let names = preset_names();
-        anyhow!(
-            "there is no preset {name:?}; the nearest is {:?} (all: dupa-demo, and dupa-, ddt- or sit- with s, b, l \
-             or xl and /2, /4 or /8)",
-            nearest(name, names.iter().map(String::as_str))
-        )
-    };
-    if name == "dupa-demo" {
-        return Ok(demo());
-    }
-    let (method, size) = name.split_once('-').ok_or_else(unknown)?;
-    let one_view = ObjectiveConfig { views: 1, lambda: 0.0, ..Default::default() };
-    let (backbone, objective) = match method {
-        "dupa" => (Backbone::Ddt, ObjectiveConfig::default()),
-        "ddt" => (Backbone::Ddt, one_view),
-        "sit" => (Backbone::Sit, one_view),
-        _ => return Err(unknown()),
-    };
-    let mut model = ModelConfig::named(backbone, size).ok_or_else(unknown)?;
-    if !objective.aligns() {
-        (model.projector_hidden, model.projector_out) = (0, 0);
-    }
-    Ok(TrainConfig {
-        model,
-        objective,
-        optimiser: OptimiserConfig::default(),
-        ema: EmaConfig { decay: 0.9999, warmup: false },
-        train: ScheduleConfig {
-            steps: 400_000,
-            batch: 256,
-            micro_batches: 1,
-            seed: 0,
-            pool_blocks: DEFAULT_POOL_BLOCKS as u64,
-            log_every: 100,
-            checkpoint_every: 50_000,
-            keep_checkpoints: 3,
-        },
-    })
-}
-
-/// What `pipeline demo` trains, on images of 128 pixels: minutes on two cores.
-fn demo() -> TrainConfig {
-    TrainConfig {
-        model: ModelConfig::demo(),
-        objective: ObjectiveConfig::default(),
-        optimiser: OptimiserConfig { lr: 2e-3, warmup_steps: 50, decay_fraction: 0.3, ..Default::default() },
-        ema: EmaConfig { decay: 0.99, warmup: true },
-        train: ScheduleConfig {
-            steps: 1400,
-            batch: 16,
-            micro_batches: 1,
-            seed: 0,
-            pool_blocks: DEFAULT_POOL_BLOCKS as u64,
-            log_every: 20,
-            checkpoint_every: 350,
-            keep_checkpoints: 2,
-        },
-    }
-}
-
 /// Resolves a configuration: a preset, changed by a TOML file (which may name its preset in a key `preset`) and by
 /// `key=value` settings.
 pub(crate) fn resolve(preset_name: Option<&str>, file: Option<&Path>, settings: &[String]) -> Result<TrainConfig> {
@@ -173,21 +99,29 @@ pub(crate) fn resolve(preset_name: Option<&str>, file: Option<&Path>, settings: 
         None => None,
     };
     let name = preset_name.or(in_file.as_deref()).unwrap_or("dupa-xl/2");
-    let mut resolved = Table::try_from(preset(name)?)?;
+    let preset = presets::find(name)?;
+    let mut resolved = Table::try_from(preset.base)?;
+    for setting in preset.settings {
+        apply(&mut resolved, setting).with_context(|| format!("preset {name}"))?;
+    }
 
     let place = file.map_or_else(String::new, |path| format!("{}: ", path.display()));
     for (key, value) in flatten(&changes) {
         set(&mut resolved, &key, value).with_context(|| format!("{place}{key}"))?;
     }
     for setting in settings {
-        let (key, text) = setting.split_once('=').ok_or_else(|| anyhow!("--set {setting}: write it as key=value"))?;
-        let (key, text) = (key.trim(), text.trim());
-        // A bare word is a string: --set model.backbone=sit needs no quotes.
-        let value = format!("v = {text}").parse::<Table>().ok().and_then(|mut table| table.remove("v"));
-        let value = value.unwrap_or_else(|| Value::String(text.to_owned()));
-        set(&mut resolved, key, value).with_context(|| format!("--set {setting}"))?;
+        apply(&mut resolved, setting).with_context(|| format!("--set {setting}"))?;
     }
     Ok(resolved.try_into()?)
+}
+
+/// Applies one `key=value`.
+fn apply(table: &mut Table, setting: &str) -> Result<()> {
+    let (key, text) = setting.split_once('=').context("write it as key=value")?;
+    let (key, text) = (key.trim(), text.trim());
+    // A bare word is a string: --set model.backbone=sit needs no quotes.
+    let value = format!("v = {text}").parse::<Table>().ok().and_then(|mut table| table.remove("v"));
+    set(table, key, value.unwrap_or_else(|| Value::String(text.to_owned())))
 }
 
 fn set(table: &mut Table, key: &str, value: Value) -> Result<()> {
@@ -226,7 +160,8 @@ fn flatten(table: &Table) -> Vec<(String, Value)> {
     all
 }
 
-fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> &'a str {
+/// The candidate that is most like `word`.
+pub(crate) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> &'a str {
     // The last part of a dotted key is what people remember.
     let similarity = |candidate: &str| {
         let tail = candidate.rsplit('.').next().unwrap_or(candidate);
@@ -237,16 +172,9 @@ fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> &'a str
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use stages::method::config::Backbone;
 
-    #[test]
-    fn every_preset_resolves_and_fits_imagenet_latents() {
-        let data = LatentShape { channels: 4, height: 32, width: 32, classes: 1000 };
-        for name in preset_names() {
-            let config = resolve(Some(&name), None, &[]).unwrap();
-            assert_eq!(config.problem(&data), None, "{name}");
-        }
-    }
+    use super::*;
 
     #[test]
     fn settings_change_values_and_keep_types() {
@@ -262,12 +190,6 @@ mod tests {
         assert!(message("optimizer.lrr=1").contains("\"optimiser.lr\""), "{}", message("optimizer.lrr=1"));
         assert!(message("batch=1").contains("\"train.batch\""), "{}", message("batch=1"));
         assert!(message("train.batch=big").contains("must be of type integer"), "{}", message("train.batch=big"));
-    }
-
-    #[test]
-    fn an_unknown_preset_names_the_nearest() {
-        let message = preset("dupa-xl2").unwrap_err().to_string();
-        assert!(message.contains("\"dupa-xl/2\""), "{message}");
     }
 
     #[test]

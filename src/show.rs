@@ -141,10 +141,11 @@ pub(crate) fn metrics_line(metrics: &Metrics, steps: u64) -> String {
     };
     // What a narrow terminal cuts off comes last.
     let mut line = format!(
-        "step {step}/{steps}{left}  {images_per_s:.1} images/s  velocity {velocity_loss:.4}  alignment {alignment_loss:+.4}  \
-         cosine {:.3}",
-        metrics.condition_cosine
+        "step {step}/{steps}{left}  {images_per_s:.1} images/s  velocity {velocity_loss:.4}  alignment {alignment_loss:+.4}"
     );
+    if let Some(features) = &metrics.features {
+        line += &format!("  cosine {:.3}", features.condition.cosine);
+    }
     if let Some(seconds) = metrics.first_batch_s {
         line += &format!("  first batch after {}", span(seconds));
     }

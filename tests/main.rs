@@ -9,5 +9,6 @@ mod exchange;
 mod layering;
 mod line;
 mod load;
+mod method;
 mod program;
 mod verify;

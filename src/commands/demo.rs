@@ -161,7 +161,7 @@ fn settle(args: &DemoArgs) -> Result<()> {
     }
     let steps = match args.steps {
         Some(steps) => steps,
-        None => config::preset(PRESET)?.train.steps,
+        None => config::resolve(Some(PRESET), None, &[])?.train.steps,
     };
     let DemoArgs { seed, per_class, held_out_per_class, .. } = *args;
     let asked = Settings { seed, per_class, held_out_per_class, steps };

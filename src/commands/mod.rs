@@ -7,6 +7,7 @@ pub(crate) mod evaluate;
 pub(crate) mod export;
 pub(crate) mod import;
 pub(crate) mod inspect;
+pub(crate) mod probe;
 pub(crate) mod reading;
 pub(crate) mod sample;
 pub(crate) mod train;

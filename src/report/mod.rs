@@ -15,7 +15,7 @@ use base64::engine::general_purpose::STANDARD;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder, RgbImage};
 use stages::load::waits::WaitFigures;
-use stages::train::run_dir::Metrics;
+use stages::train::run_dir::{FeatureMetrics, Metrics};
 
 use crate::show::{duration, span};
 use chart::{Base, Chart, Series};
@@ -213,8 +213,14 @@ fn plots(metrics: &[Metrics]) -> Vec<Plot> {
     let steps: Vec<_> = metrics.iter().map(|record| record.step).collect();
     let values = |of: fn(&Metrics) -> f64| metrics.iter().map(of).collect::<Vec<_>>();
     let velocity = values(|record| record.velocity_loss);
-    let before = values(|record| record.condition_cosine);
-    let after = values(|record| -record.alignment_loss);
+    let features = |of: fn(&FeatureMetrics) -> f64| -> Vec<f64> {
+        metrics.iter().map(|record| record.features.as_ref().map_or(f64::NAN, of)).collect()
+    };
+    let before = features(|features| features.condition.cosine);
+    let after = features(|features| features.projected.cosine);
+    let others = features(|features| features.projected.other_cosine);
+    let ranks = [features(|features| features.condition.rank), features(|features| features.projected.rank)];
+    let has_views = metrics.iter().any(|record| record.features.is_some());
     let rate = values(|record| record.images_per_s);
     let wait = values(|record| 100.0 * record.data_wait);
     let waits = RunWaits::of(metrics);
@@ -226,15 +232,23 @@ fn plots(metrics: &[Metrics]) -> Vec<Plot> {
         format!("Velocity loss (Eq. 7): {}. Lower is better.", course(&velocity)),
         format!(
             "Cosine between the encodings of two noisy views of one image: {} before the projector, {} after it, where \
-             the alignment loss (Eq. 6) acts.{}",
+             the alignment loss (Eq. 6) acts; between views of different images it is {} there.{}",
             course(&before),
             course(&after),
-            match chart::end_of(&after) {
-                Some(end) if end > 0.9995 => {
-                    " At 1 the projected views agree entirely, and this loss asks nothing more of the encoder."
+            course(&others),
+            match (chart::end_of(&after), chart::end_of(&others)) {
+                (Some(end), Some(others)) if end - others < 0.01 => {
+                    " They do not differ: the projected features no longer tell images apart, and this loss asks nothing \
+                     more of the encoder."
                 }
                 _ => "",
             }
+        ),
+        format!(
+            "Effective number of directions in which the features of a batch vary: {} before the projector, {} after it. \
+             At 1 they are collapsed.",
+            course(&ranks[0]),
+            course(&ranks[1])
         ),
         format!("Images trained a second, views not counted; in the mean {}.", mean_of(&rate)),
         format!(
@@ -246,11 +260,26 @@ fn plots(metrics: &[Metrics]) -> Vec<Plot> {
     let series = |name, values| Series { name, values };
     let drawn = [
         ("Velocity loss", Base::Data, vec![series("velocity loss", velocity)]),
-        ("Alignment", Base::Data, vec![series("after the projector", after), series("before the projector", before)]),
+        (
+            "Alignment",
+            Base::Data,
+            vec![
+                series("after the projector", after),
+                series("before the projector", before),
+                series("after it, different images", others),
+            ],
+        ),
+        ("Rank of the features", Base::Zero, {
+            let [before, after] = ranks;
+            vec![series("after the projector", after), series("before the projector", before)]
+        }),
         ("Speed", Base::Zero, vec![series("images a second", rate)]),
         (&wait_title, Base::Zero, vec![series("% of the time", wait)]),
     ];
-    let plots = drawn.into_iter().zip(captions).map(|((title, base, series), caption)| Plot {
+    // With one view there is nothing to align.
+    let shown = [true, has_views, has_views, true, true];
+    let drawn = drawn.into_iter().zip(captions).zip(shown).filter(|(_, shown)| *shown);
+    let plots = drawn.map(|(((title, base, series), caption), _)| Plot {
         chart: Chart::new(title, &steps, base, &series),
         title: title.to_owned(),
         caption,

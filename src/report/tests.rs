@@ -1,6 +1,7 @@
 use std::fs;
 
 use image::Rgb;
+use stages::train::run_dir::SpreadMetrics;
 
 use super::flow::StageRecord;
 use super::*;
@@ -11,7 +12,13 @@ fn record(step: u64, velocity_loss: f64) -> Metrics {
         images: 32 * step,
         velocity_loss,
         alignment_loss: -0.99,
-        condition_cosine: 0.5,
+        dispersive_loss: None,
+        contrastive_distance: None,
+        features: Some(FeatureMetrics {
+            condition: SpreadMetrics { cosine: 0.5, other_cosine: 0.2, rank: 20.0, deviation: 0.9 },
+            projected: SpreadMetrics { cosine: 0.99, other_cosine: 0.4, rank: 5.0, deviation: 0.5 },
+            cosine_by_gap: vec![Some(0.9), None, None, None, Some(0.1)],
+        }),
         gradient_norm: 1.0,
         skipped: 0,
         lr: 1e-3,

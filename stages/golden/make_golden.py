@@ -20,8 +20,9 @@ from crop import crop
 from objective import block, dupa
 from optimiser import adamw
 from sampler import sampler
+from variants import variants
 
-CASES = {f.__name__: f for f in (vae, block, dupa, adamw, sampler, crop)}
+CASES = {f.__name__: f for f in (vae, block, dupa, variants, adamw, sampler, crop)}
 
 
 def main(names):

@@ -11,6 +11,7 @@ pub mod load;
 pub mod method;
 pub mod native;
 pub mod nets;
+pub mod probe;
 pub mod procedural;
 pub mod sample;
 pub mod splitmix;

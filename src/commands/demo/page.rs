@@ -74,7 +74,7 @@ pub(super) fn write(
         steps: last.step,
         velocity_loss: course(|m| m.velocity_loss),
         alignment_loss: course(|m| m.alignment_loss),
-        condition_cosine: course(|m| m.condition_cosine),
+        condition_cosine: course(|m| m.features.as_ref().map_or(f64::NAN, |features| features.condition.cosine)),
         train_images_per_s: mean(&metrics, |m| m.images_per_s),
         train_data_wait: mean(&metrics, |m| m.data_wait),
         evaluation,

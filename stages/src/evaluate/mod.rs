@@ -15,8 +15,11 @@
 //! layout, not what a person would call the content; the measure is meant for small sets of plain pictures, such as the
 //! demonstration's, where chance and real images in place of samples say how to read it.
 //!
+//! [`frechet`] is the distance of two sets of features; so far the features are latents.
+//!
 //! Not here yet: FID, sFID, IS, precision and recall, which need the features of an Inception network. For work of
 //! ImageNet's size, the folder of PNG files that `pipeline sample` writes can be given to an existing evaluator.
 
+pub mod frechet;
 pub mod neighbours;
 pub mod samples;

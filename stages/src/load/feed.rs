@@ -39,11 +39,11 @@ impl Scaling {
 #[derive(Debug, thiserror::Error)]
 pub enum FeedError {
     /// Noise of another shape.
-    #[error("the posterior noise of batch {batch} has shape {got:?}, expected {expected:?}")]
+    #[error("the posterior noise of batch {batch} has shape {got:?}, expected [draws, {}, {}, {}, {}]", expected[0], expected[1], expected[2], expected[3])]
     NoiseShape {
         /// Number of the batch.
         batch: u64,
-        /// `[rows, C, h, w]`.
+        /// `[rows, C, h, w]`, after the number of draws.
         expected: [i64; 4],
         /// As given.
         got: Vec<i64>,
@@ -76,8 +76,8 @@ impl Feeder {
 
     /// Puts `host` on the device as `(mean + exp(logvar / 2) * posterior_noise - shift) * factor`, f32.
     ///
-    /// `posterior_noise`: N(0, 1), f32 `[rows, C, h, w]`, the same rows of the global draw; without it the result is the
-    /// posterior's mode. Datasets without log-variances (means only, or drawn samples) take no noise and ignore it.
+    /// `posterior_noise`: N(0, 1), f32 `[V, rows, C, h, w]`, the same rows of the global draw, once or for each view; without
+    /// it the result is the posterior's mode, with V = 1. Datasets without log-variances (means only, or drawn samples) take no noise and ignore it.
     ///
     /// On a CUDA device the f16 moments are copied asynchronously on the current stream, out of pinned memory if the
     /// loader made it so; the buffer goes back to the loader when an event says that the copy is done, which is looked
@@ -102,7 +102,8 @@ impl Feeder {
 
     /// As [`Self::feed`], with noise that is drawn on the device from `seed`: what a step does, for where there is none.
     pub fn draw(&mut self, host: Slab<HostBatch>, seed: u64) -> Result<LatentBatch, FeedError> {
-        let mut noise = Tensor::f_empty(host.shape.map(|n| n as i64), (Kind::Float, self.device))?;
+        let shape = [&[1], host.shape.map(|n| n as i64).as_slice()].concat();
+        let mut noise = Tensor::f_empty(shape, (Kind::Float, self.device))?;
         fill_normal(&mut noise, seed)?;
         self.feed(host, Some(&noise))
     }
@@ -124,15 +125,18 @@ fn to_latents(
     device: Device,
 ) -> Result<LatentBatch, FeedError> {
     let shape = host.shape.map(|n| n as i64);
-    let mut latents = copied(&host.mean, &shape, device)?.f_to_kind(Kind::Float)?;
+    let mut latents = copied(&host.mean, &shape, device)?.f_to_kind(Kind::Float)?.f_unsqueeze(0)?;
     if let Some(noise) = posterior_noise
         && !host.logvar.is_empty()
     {
-        if noise.size() != shape {
+        if noise.size().get(1..) != Some(&shape[..]) {
             return Err(FeedError::NoiseShape { batch: host.batch, expected: shape, got: noise.size() });
         }
         let deviation = copied(&host.logvar, &shape, device)?.f_to_kind(Kind::Float)?.f_mul_scalar_(0.5)?.f_exp_()?;
-        latents = latents.f_addcmul_(&deviation, noise)?;
+        latents = match noise.size()[0] {
+            1 => latents.f_addcmul_(&deviation, noise)?,
+            _ => latents.f_addcmul(&deviation, noise)?,
+        };
     }
     // Without these a dataset that is scaled already would still cost two passes.
     if scaling.shift != 0.0 {
@@ -169,7 +173,7 @@ mod tests {
     }
 
     fn noise(rows: i64) -> Tensor {
-        (Tensor::arange(rows * 4, (Kind::Float, Device::Cpu)) * 0.5 - 1.0).view([rows, 1, 2, 2])
+        (Tensor::arange(rows * 4, (Kind::Float, Device::Cpu)) * 0.5 - 1.0).view([1, rows, 1, 2, 2])
     }
 
     fn values(tensor: &Tensor) -> Vec<f32> {
@@ -181,7 +185,7 @@ mod tests {
     #[test]
     fn a_latent_is_mean_plus_deviation_times_noise_shifted_and_scaled() {
         let latents = to_latents(&batch(true), Some(&noise(3)), SD, Device::Cpu).unwrap();
-        assert_eq!(latents.latents.size(), [3, 1, 2, 2]);
+        assert_eq!(latents.latents.size(), [1, 3, 1, 2, 2]);
         assert_eq!((latents.latents.kind(), latents.labels.kind()), (Kind::Float, Kind::Int64));
         for (i, got) in values(&latents.latents).into_iter().enumerate() {
             let i = i as f64;
@@ -204,7 +208,10 @@ mod tests {
     #[test]
     fn wrong_noise_is_an_error_that_says_what_was_expected() {
         let shape = to_latents(&batch(true), Some(&noise(2)), SD, Device::Cpu).unwrap_err();
-        assert_eq!(shape.to_string(), "the posterior noise of batch 5 has shape [2, 1, 2, 2], expected [3, 1, 2, 2]");
+        assert_eq!(
+            shape.to_string(),
+            "the posterior noise of batch 5 has shape [1, 2, 1, 2, 2], expected [draws, 3, 1, 2, 2]"
+        );
     }
 
     #[test]

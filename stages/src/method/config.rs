@@ -1,4 +1,6 @@
-//! What is trained: the model's sizes and the objective, as keys of the run's TOML file.
+//! The network's sizes, and what of it the paper leaves open, as keys of the run's TOML file.
+//!
+//! The objective's keys are in [`super::objective::config`].
 
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +16,7 @@ pub enum Backbone {
 }
 
 /// Sizes of the network (paper Table 5) and of the projector.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
     /// `ddt` or `sit`.
@@ -35,9 +37,43 @@ pub struct ModelConfig {
     pub projector_hidden: i64,
     /// Output width of the projector.
     pub projector_out: i64,
+    /// Linear layers of the projector, at least 2, with SiLU between them. The paper says "MLP", with "subsequent layers";
+    /// REPA's has 3.
+    pub projector_layers: i64,
+    /// Gain of the Xavier initialisation behind the projector's first layer: section 5.1 has it "reduced" and names no
+    /// number. It changes no cosine, but the gradient of the last layer grows as 1 / gain and then takes the clipped norm
+    /// over, so that gains below 0.01 are no good.
+    pub projector_gain: f64,
+    /// Whether the layers of the projector have biases.
+    pub projector_bias: bool,
+    /// Whether the decoder of `ddt` sees the label by itself too: t + y + z_t in place of t + z_t. The paper writes
+    /// Decoder(x_t, t, z_t).
+    pub decoder_label: bool,
+    /// Whether the position embedding is added to the decoder's patches too, as to the encoder's. (DDT's own blocks have
+    /// rotary positions everywhere.)
+    pub decoder_position: bool,
 }
 
 impl ModelConfig {
+    /// What the paper leaves open, with sizes that mean nothing yet.
+    pub(crate) const OPEN: Self = Self {
+        backbone: Backbone::Ddt,
+        depth: 0,
+        encoder_depth: 0,
+        hidden: 0,
+        heads: 0,
+        patch: 2,
+        mlp_ratio: 4,
+        // The projector of REPA: Linear(D, 2048), SiLU, Linear(2048, 2048), SiLU, Linear(2048, 768).
+        projector_hidden: 2048,
+        projector_out: 768,
+        projector_layers: 3,
+        projector_gain: 0.1,
+        projector_bias: true,
+        decoder_label: false,
+        decoder_position: true,
+    };
+
     /// The sizes of Table 5 by name, for example `xl/2` (`s`, `b`, `l`, `xl` with patch 2, 4 or 8).
     pub fn named(backbone: Backbone, size: &str) -> Option<Self> {
         let (letter, patch) = size.split_once('/')?;
@@ -54,32 +90,19 @@ impl ModelConfig {
             "8" => 8,
             _ => return None,
         };
-        Some(Self {
-            backbone,
-            depth,
-            encoder_depth,
-            hidden,
-            heads,
-            patch,
-            mlp_ratio: 4,
-            // The projector of REPA: Linear(D, 2048), SiLU, Linear(2048, 2048), SiLU, Linear(2048, 768).
-            projector_hidden: 2048,
-            projector_out: 768,
-        })
+        Some(Self { backbone, depth, encoder_depth, hidden, heads, patch, ..Self::OPEN })
     }
 
     /// The size of the demonstration: 64 tokens of a 16 x 16 latent, which train in minutes on two cores.
     pub fn demo() -> Self {
         Self {
-            backbone: Backbone::Ddt,
             depth: 6,
             encoder_depth: 2,
             hidden: 128,
             heads: 4,
-            patch: 2,
-            mlp_ratio: 4,
             projector_hidden: 256,
             projector_out: 128,
+            ..Self::OPEN
         }
     }
 
@@ -127,6 +150,15 @@ impl ModelConfig {
         if self.has_projector() && self.projector_out < 1 {
             return Some("model.projector_out must be at least 1".to_owned());
         }
+        if self.has_projector() && !(2..=8).contains(&self.projector_layers) {
+            return Some(format!("model.projector_layers = {} must lie in 2..=8", self.projector_layers));
+        }
+        if !(self.projector_gain > 0.0 && self.projector_gain.is_finite()) {
+            return Some(format!(
+                "model.projector_gain = {} must be above 0: a projector of zeros aligns everything",
+                self.projector_gain
+            ));
+        }
         None
     }
 }
@@ -143,50 +175,4 @@ pub struct LatentShape {
     pub width: i64,
     /// Number of classes; the null class of guidance has this index.
     pub classes: i64,
-}
-
-/// The training objective (Eq. 8) and how views are drawn.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ObjectiveConfig {
-    /// K, noisy views of one image in a step.
-    pub views: i64,
-    /// Weight of the alignment loss in Eq. 8.
-    pub lambda: f64,
-    /// Whether every view draws its own time t (Table 2, "Resampling").
-    pub resample_t: bool,
-    /// Whether every view draws its own noise eps.
-    pub resample_noise: bool,
-    /// Probability that the label of a view is replaced by the null class, drawn for each view.
-    pub label_drop: f64,
-}
-
-impl Default for ObjectiveConfig {
-    fn default() -> Self {
-        Self { views: 2, lambda: 0.5, resample_t: true, resample_noise: true, label_drop: 0.1 }
-    }
-}
-
-impl ObjectiveConfig {
-    /// Whether the step aligns the conditions of its views.
-    pub fn aligns(&self) -> bool {
-        self.views > 1 && self.lambda > 0.0
-    }
-
-    /// One sentence that says what is out of range, if anything.
-    pub fn problem(&self, model: &ModelConfig) -> Option<String> {
-        if !(1..=4).contains(&self.views) {
-            return Some(format!("objective.views = {} must lie in 1..=4", self.views));
-        }
-        if !(self.lambda >= 0.0 && self.lambda.is_finite()) {
-            return Some(format!("objective.lambda = {} must be a number of at least 0", self.lambda));
-        }
-        if !(0.0..=1.0).contains(&self.label_drop) {
-            return Some(format!("objective.label_drop = {} must lie in 0..=1", self.label_drop));
-        }
-        if self.aligns() && !model.has_projector() {
-            return Some("objective.lambda > 0 aligns conditions and needs model.projector_hidden > 0".to_owned());
-        }
-        None
-    }
 }

@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
 use super::algorithm::{Losses, batch_loss};
-use super::config::{Backbone, LatentShape, ModelConfig, ObjectiveConfig};
+use super::config::{Backbone, LatentShape, ModelConfig};
 use super::layout::{Init, ParameterSpec, layout};
 use super::network::Network;
+use super::objective::config::{Aligned, ObjectiveConfig, Reduction, Similarity};
 use super::parameters::{Parameters, in_order, views};
 use super::sampler::{self, Guidance};
 use super::views::Views;
@@ -39,15 +40,13 @@ const DATA: LatentShape = LatentShape { channels: 4, height: 8, width: 8, classe
 
 fn model() -> ModelConfig {
     ModelConfig {
-        backbone: Backbone::Ddt,
         depth: 3,
         encoder_depth: 2,
         hidden: 16,
         heads: 2,
-        patch: 2,
-        mlp_ratio: 4,
         projector_hidden: 24,
         projector_out: 12,
+        ..ModelConfig::OPEN
     }
 }
 
@@ -69,15 +68,17 @@ fn parameters(golden: &Golden) -> Parameters {
 fn losses(golden: &Golden, network: &Network, prefix: &str, k: i64) -> Losses {
     let get = |name: &str| golden[&format!("{prefix}{name}")].shallow_clone();
     let labels = get("view_labels");
-    let batch = LatentBatch { latents: golden["latents"].shallow_clone(), labels: golden["labels"].shallow_clone() };
+    let latents = golden["latents"].unsqueeze(0);
     let views = Views {
-        posterior_noise: batch.latents.zeros_like(),
+        posterior_noise: latents.zeros_like(),
         t: get("t"),
         noise: get("noise"),
         drop_label: labels.eq(DATA.classes),
+        others: None,
     };
+    let batch = LatentBatch { latents, labels: golden["labels"].shallow_clone() };
     assert!(views.labels(&batch.labels, DATA.classes).equal(&labels));
-    batch_loss(network, &batch, &views, &ObjectiveConfig { views: k, ..Default::default() })
+    batch_loss(network, &batch, &views, &ObjectiveConfig { views: k, ..Default::default() }, false)
 }
 
 #[test]
@@ -119,6 +120,108 @@ fn three_views_are_aligned_in_all_pairs_as_the_reference_does() {
     let losses = losses(&golden, &network, "k3.", 3);
     assert_close("velocity loss", &losses.velocity, &golden["k3.velocity_loss"], 1e-5);
     assert_close("alignment loss", &losses.alignment, &golden["k3.alignment_loss"], 1e-5);
+}
+
+/// The cases of `variants.py` as configurations.
+fn variants() -> Vec<(&'static str, ModelConfig, ObjectiveConfig)> {
+    let (ddt, sit) = (model(), ModelConfig { backbone: Backbone::Sit, ..model() });
+    let dupa = ObjectiveConfig::default();
+    let nt_xent = ObjectiveConfig { similarity: Similarity::NtXent, ..dupa.clone() };
+    let plain = ObjectiveConfig::plain();
+    vec![
+        ("sit", sit.clone(), dupa.clone()),
+        ("label", ModelConfig { decoder_label: true, ..ddt.clone() }, dupa.clone()),
+        ("no_position", ModelConfig { decoder_position: false, ..ddt.clone() }, dupa.clone()),
+        ("projector", ModelConfig { projector_layers: 2, projector_bias: false, ..ddt.clone() }, dupa.clone()),
+        ("k4", ddt.clone(), ObjectiveConfig { views: 4, ..dupa.clone() }),
+        ("modulation", ddt.clone(), ObjectiveConfig { aligned: Aligned::Modulation, ..dupa.clone() }),
+        ("constant", ddt.clone(), ObjectiveConfig { stop_gradient: true, ..dupa.clone() }),
+        ("centre", ddt.clone(), ObjectiveConfig { centre: true, ..dupa.clone() }),
+        ("nt_xent", ddt.clone(), nt_xent.clone()),
+        ("nt_xent_k3", ddt.clone(), ObjectiveConfig { views: 3, ..nt_xent.clone() }),
+        ("nt_xent_pooled", ddt.clone(), ObjectiveConfig { pool_tokens: true, ..nt_xent }),
+        (
+            "sums",
+            ddt.clone(),
+            ObjectiveConfig { velocity_views: Reduction::Sum, velocity_elements: Reduction::Sum, ..dupa.clone() },
+        ),
+        ("posterior", ddt, ObjectiveConfig { resample_posterior: true, ..dupa }),
+        ("dispersive", sit.clone(), ObjectiveConfig { dispersive: 0.5, ..plain.clone() }),
+        ("contrastive", sit, ObjectiveConfig { contrastive: 0.05, ..plain }),
+    ]
+}
+
+#[test]
+fn every_model_and_objective_has_the_loss_and_the_gradients_of_the_reference() {
+    let golden = golden("variants");
+    let cases = golden.keys().filter(|key| key.ends_with(".total")).count();
+    assert_eq!(cases, variants().len());
+    for (case, model, objective) in variants() {
+        let k = objective.views;
+        let specs = layout(&model, &DATA);
+        let weight = |spec: &ParameterSpec| match golden.get(&format!("small.{}", spec.name)) {
+            Some(small) if model.projector_layers == 2 => small.flatten(0, -1),
+            _ => golden[&format!("weights.{}", spec.name)].flatten(0, -1),
+        };
+        let flat: Vec<Tensor> = specs.iter().map(weight).collect();
+        let mut parameters = Parameters::from_master(specs, Tensor::cat(&flat, 0), Kind::Float).unwrap();
+        let network = Network::new(&model, &DATA, parameters.leaves());
+        let first = |name: &str| golden[name].narrow(0, 0, k);
+        let labels = first("view_labels");
+        let views = Views {
+            posterior_noise: golden["latents"].zeros_like(),
+            t: first("t"),
+            noise: first("noise"),
+            drop_label: labels.eq(DATA.classes),
+            others: (objective.contrastive > 0.0).then(|| golden["others"].shallow_clone()),
+        };
+        let draws = if objective.resample_posterior { k } else { 1 };
+        let batch =
+            LatentBatch { latents: golden["latents"].narrow(0, 0, draws), labels: golden["labels"].shallow_clone() };
+        assert!(views.labels(&batch.labels, DATA.classes).equal(&labels));
+        let losses = batch_loss(&network, &batch, &views, &objective, false);
+        let terms = [
+            ("total", &losses.total),
+            ("velocity", &losses.velocity),
+            ("alignment", &losses.alignment),
+            ("dispersive", &losses.dispersive),
+            ("contrastive", &losses.contrastive),
+        ];
+        for (name, loss) in terms {
+            match golden.get(&format!("{case}.{name}")) {
+                Some(expected) => assert_close(&format!("{case}, {name}"), loss, expected, 1e-5),
+                None => assert_eq!(loss.double_value(&[]), 0.0, "{case}, {name}"),
+            }
+        }
+        losses.total.backward();
+        parameters.collect_gradients();
+        let ours = views_of(&parameters);
+        let expected = &golden[&format!("{case}.grads")];
+        let used: Vec<_> =
+            ours.iter().filter(|(name, _)| objective.aligns() || !name.starts_with("projectors")).collect();
+        assert_eq!(expected.size()[0], used.len() as i64, "{case}");
+        for (row, (name, gradient)) in (0..).zip(used) {
+            let gradient = gradient.flatten(0, -1).to_kind(Kind::Double);
+            let index = Tensor::arange(gradient.numel() as i64, (Kind::Double, Device::Cpu));
+            let along = (&gradient * (index * 0.7 + 1.0).cos()).sum(Kind::Double).double_value(&[]);
+            let norm = gradient.norm().double_value(&[]);
+            let [expected_norm, expected_along] = [0, 1].map(|column| expected.double_value(&[row, column]));
+            // The bias of a layer that is centred has none; the reference's rounding leaves something.
+            assert!(expected_norm > 0.0, "{case}, {name}: no gradient in the golden");
+            // A product with a direction of length sqrt(n) errs with the norm of the gradient.
+            let tolerance = 2e-4 * expected_norm.max(1e-3);
+            assert!((norm - expected_norm).abs() < tolerance, "{case}, {name}: norm {norm} for {expected_norm}");
+            let length = (gradient.numel() as f64).sqrt();
+            assert!(
+                (along - expected_along).abs() < tolerance * length,
+                "{case}, {name}: {along} for {expected_along}"
+            );
+        }
+    }
+}
+
+fn views_of(parameters: &Parameters) -> BTreeMap<String, Tensor> {
+    views(parameters.specs(), &parameters.gradients)
 }
 
 #[test]

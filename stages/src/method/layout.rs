@@ -74,6 +74,11 @@ impl ParameterSpec {
     }
 }
 
+/// Name of a linear layer of the projector: a SiLU takes every second number, as in a `Sequential` of PyTorch.
+pub fn projector_layer(layer: i64) -> String {
+    format!("projectors.0.{}", 2 * layer)
+}
+
 /// All parameters of a network, in the order of the flat buffer.
 pub fn layout(model: &ModelConfig, data: &LatentShape) -> Vec<ParameterSpec> {
     let mut specs = Specs(Vec::new());
@@ -101,13 +106,18 @@ pub fn layout(model: &ModelConfig, data: &LatentShape) -> Vec<ParameterSpec> {
     specs.weight_and_bias("final_layer.adaLN_modulation.1", &[2 * d, d], Init::Zero);
     if model.has_projector() {
         // Section 5.1: Kaiming first, reduced-gain Xavier after, and never all zero, or the aligned features would
-        // agree from the start. The paper names no gain. Cosine does not see the scale of the last layer, but its
-        // gradient grows as 1 / gain and then takes the clipped norm over, so the gain stays well above 0.01.
-        let reduced = Init::Xavier { gain: 0.1 };
-        let h = model.projector_hidden;
-        specs.weight_and_bias("projectors.0.0", &[h, d], Init::Kaiming);
-        specs.weight_and_bias("projectors.0.2", &[h, h], reduced);
-        specs.weight_and_bias("projectors.0.4", &[model.projector_out, h], reduced);
+        // agree from the start.
+        let reduced = Init::Xavier { gain: model.projector_gain };
+        let (h, last) = (model.projector_hidden, model.projector_layers - 1);
+        for layer in 0..model.projector_layers {
+            let (from, init) = if layer == 0 { (d, Init::Kaiming) } else { (h, reduced) };
+            let to = if layer == last { model.projector_out } else { h };
+            let name = projector_layer(layer);
+            specs.push(&format!("{name}.weight"), &[to, from], init);
+            if model.projector_bias {
+                specs.push(&format!("{name}.bias"), &[to], Init::Zero);
+            }
+        }
     }
     specs.0
 }

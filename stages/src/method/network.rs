@@ -11,7 +11,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::config::{Backbone, LatentShape, ModelConfig};
-use super::layout::TIME_FEATURES;
+use super::layout::{TIME_FEATURES, projector_layer};
 use super::parameters::NamedTensors;
 
 /// What one pass gives (Eq. 4).
@@ -21,6 +21,8 @@ pub struct Prediction {
     pub velocity: Tensor,
     /// z_t, the raw output of the last encoder block: `[N, T, D]` in the compute dtype. This is what is aligned.
     pub condition: Tensor,
+    /// The embedding of t: `[N, 1, D]` in the compute dtype.
+    pub time: Tensor,
 }
 
 /// A network over given weights. It owns views, not weights: an optimiser step under it is seen at once.
@@ -36,7 +38,7 @@ pub struct Network {
     position: Tensor,
     blocks: Vec<Block>,
     final_layer: FinalLayer,
-    projector: Option<[Linear; 3]>,
+    projector: Vec<Linear>,
 }
 
 impl Network {
@@ -63,9 +65,10 @@ impl Network {
                 linear: linear("final_layer.linear"),
                 modulation: linear("final_layer.adaLN_modulation.1"),
             },
-            projector: model
-                .has_projector()
-                .then(|| [linear("projectors.0.0"), linear("projectors.0.2"), linear("projectors.0.4")]),
+            projector: match model.has_projector() {
+                true => (0..model.projector_layers).map(|layer| linear(&projector_layer(layer))).collect(),
+                false => Vec::new(),
+            },
         }
     }
 
@@ -88,28 +91,33 @@ impl Network {
         let embed = |embedder: &PatchEmbedding| embedder.forward(&x_t) + &self.position; //       [N, T, D]
 
         // Encoder: z_t. One condition for each image.
-        let image_condition = &t + y;
+        let image_condition = &t + &y;
         let tokens = embed(self.s_embedder.as_ref().unwrap_or(&self.x_embedder));
         let condition = run(encoder, tokens, &image_condition); //                                [N, T, D]
 
         // Decoder: v_t. DDT starts again from the noisy latent, with one condition for each token, and sees the
         // label through z_t only; SiT goes on with its one stream.
         let (tokens, decoder_condition) = match self.s_embedder {
-            Some(_) => (embed(&self.x_embedder), t + &condition),
+            Some(_) => {
+                let tokens = match self.model.decoder_position {
+                    true => embed(&self.x_embedder),
+                    false => self.x_embedder.forward(&x_t),
+                };
+                let from = if self.model.decoder_label { &image_condition } else { &t };
+                (tokens, from + &condition)
+            }
             None => (condition.shallow_clone(), image_condition),
         };
         let tokens = run(decoder, tokens, &decoder_condition);
         let patches = self.final_layer.forward(&tokens, &decoder_condition); //                   [N, T, p p C]
-        Prediction { velocity: self.unpatchify(&patches).to_kind(Kind::Float), condition }
+        Prediction { velocity: self.unpatchify(&patches).to_kind(Kind::Float), condition, time: t }
     }
 
-    /// z_phi: Linear, SiLU, Linear, SiLU, Linear on each token. `[.., D]` to `[.., projector_out]`.
-    ///
-    /// # Panics
-    /// If the model has no projector.
+    /// z_phi: linear layers with SiLU between them, on each token. `[.., D]` to `[.., projector_out]`; `condition` itself if
+    /// the model has no projector.
     pub fn project(&self, condition: &Tensor) -> Tensor {
-        let [first, second, third] = self.projector.as_ref().expect("the configuration was checked for a projector");
-        third.forward(&second.forward(&first.forward(condition).silu()).silu())
+        let Some((first, others)) = self.projector.split_first() else { return condition.shallow_clone() };
+        others.iter().fold(first.forward(condition), |x, layer| layer.forward(&x.silu()))
     }
 
     /// `[N, T, p p C]` with channels ordered (row, column, channel) to `[N, C, h, w]`.
@@ -132,17 +140,17 @@ fn run(blocks: &[Block], tokens: Tensor, condition: &Tensor) -> Tensor {
 #[derive(Debug)]
 struct Linear {
     weight: Tensor,
-    bias: Tensor,
+    bias: Option<Tensor>,
 }
 
 impl Linear {
     fn new(weights: &NamedTensors, name: &str) -> Self {
-        let tensor = |part: &str| weights[&format!("{name}.{part}")].shallow_clone();
-        Self { weight: tensor("weight"), bias: tensor("bias") }
+        let weight = weights[&format!("{name}.weight")].shallow_clone();
+        Self { weight, bias: weights.get(&format!("{name}.bias")).map(Tensor::shallow_clone) }
     }
 
     fn forward(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight, Some(&self.bias))
+        x.linear(&self.weight, self.bias.as_ref())
     }
 }
 
@@ -160,7 +168,7 @@ impl PatchEmbedding {
         let p = self.patch;
         let patches =
             x.view([n, c, h / p, p, w / p, p]).permute([0, 2, 4, 1, 3, 5]).reshape([n, (h / p) * (w / p), c * p * p]);
-        patches.linear(&self.linear.weight.flatten(1, -1), Some(&self.linear.bias))
+        patches.linear(&self.linear.weight.flatten(1, -1), self.linear.bias.as_ref())
     }
 }
 
@@ -269,7 +277,7 @@ pub fn position_embedding(hidden: i64, grid: i64) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::super::layout::layout;
-    use super::super::objective::view_cosine;
+    use super::super::objective::alignment::view_cosine;
     use super::super::parameters::Parameters;
     use super::*;
     use crate::method::random;

@@ -29,6 +29,12 @@ pub enum Purpose {
     SamplePath = 7,
     /// Classes of random samples.
     SampleLabel = 8,
+    /// The images that others are contrasted with.
+    OtherImage = 9,
+    /// Times of held-out latents; the step is the interval.
+    ProbeTime = 10,
+    /// Noise of held-out latents.
+    ProbeNoise = 11,
 }
 
 /// The seed of one draw: xxh3-64 of the three numbers as little-endian bytes.

@@ -3,8 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::optimiser::OptimiserConfig;
-use crate::method::config::{LatentShape, ModelConfig, ObjectiveConfig};
+use crate::method::config::{LatentShape, ModelConfig};
 use crate::method::ema::EmaConfig;
+use crate::method::objective::config::ObjectiveConfig;
 
 /// The resolved configuration of a run, as `config.toml` in its directory holds it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -67,6 +68,10 @@ impl TrainConfig {
         if !(0.0..=1.0).contains(&self.ema.decay) {
             return Some(format!("ema.decay = {} must lie in 0..=1", self.ema.decay));
         }
-        self.model.problem(data).or_else(|| self.objective.problem(&self.model)).or_else(|| self.optimiser.problem())
+        let ScheduleConfig { batch, micro_batches, .. } = self.train;
+        self.model
+            .problem(data)
+            .or_else(|| self.objective.problem(&self.model, batch, micro_batches))
+            .or_else(|| self.optimiser.problem())
     }
 }

@@ -7,25 +7,24 @@ use super::config::{ScheduleConfig, TrainConfig};
 use super::optimiser::OptimiserConfig;
 use super::step::Trainer;
 use crate::data::LatentBatch;
-use crate::method::config::{Backbone, LatentShape, ModelConfig, ObjectiveConfig};
+use crate::method::config::{LatentShape, ModelConfig};
 use crate::method::ema::EmaConfig;
+use crate::method::objective::config::ObjectiveConfig;
 use crate::method::parameters::views;
 use crate::method::random;
 
-const DATA: LatentShape = LatentShape { channels: 4, height: 8, width: 8, classes: 3 };
+pub(super) const DATA: LatentShape = LatentShape { channels: 4, height: 8, width: 8, classes: 3 };
 
 fn config(micro_batches: u64) -> TrainConfig {
     TrainConfig {
         model: ModelConfig {
-            backbone: Backbone::Ddt,
             depth: 4,
             encoder_depth: 2,
             hidden: 32,
             heads: 2,
-            patch: 2,
-            mlp_ratio: 4,
             projector_hidden: 48,
             projector_out: 24,
+            ..ModelConfig::OPEN
         },
         objective: ObjectiveConfig::default(),
         optimiser: OptimiserConfig { lr: 1e-3, ..Default::default() },
@@ -59,15 +58,15 @@ fn marks() -> Marks {
 }
 
 /// Stands for the loader: batch number g is a function of g.
-fn batch(g: u64) -> LatentBatch {
-    let latents = random::normal(&[8, 4, 8, 8], Device::Cpu, 1000 + g).unwrap();
+pub(super) fn batch(g: u64) -> LatentBatch {
+    let latents = random::normal(&[1, 8, 4, 8, 8], Device::Cpu, 1000 + g).unwrap();
     LatentBatch { latents, labels: Tensor::from_slice(&[0i64, 1, 2, 0, 1, 2, 0, 1]) }
 }
 
 fn train(trainer: &mut Trainer, until: u64) {
     while trainer.step < until {
         let views = trainer.draw_views().unwrap();
-        trainer.step(&batch(trainer.step), &views).unwrap();
+        trainer.step(&batch(trainer.step), &views, false).unwrap();
     }
 }
 
@@ -76,7 +75,7 @@ fn micro_batches_change_no_gradient_of_the_first_step() {
     let gradients = |micro_batches| {
         let mut trainer = trainer(micro_batches, Kind::Float);
         let views = trainer.draw_views().unwrap();
-        let _ = trainer.compute_gradients(&batch(0), &views);
+        let _ = trainer.compute_gradients(&batch(0), &views, false);
         trainer
     };
     let whole = gradients(1);
@@ -100,8 +99,8 @@ fn ranks_that_slice_the_global_batch_have_its_gradients_on_average() {
         let (views, whole) = (trainer.draw_views().unwrap(), batch(0));
         let (start, len) = rows.map_or((0, 8), |start| (start, 4));
         let rows =
-            LatentBatch { latents: whole.latents.narrow(0, start, len), labels: whole.labels.narrow(0, start, len) };
-        let _ = trainer.compute_gradients(&rows, &views.slice(start, len));
+            LatentBatch { latents: whole.latents.narrow(1, start, len), labels: whole.labels.narrow(0, start, len) };
+        let _ = trainer.compute_gradients(&rows, &views.slice(start, len), false);
         trainer.parameters.gradients.copy()
     };
     let (whole, mean) = (rank(None), (rank(Some(0)) + rank(Some(4))) / 2.0);
@@ -151,7 +150,7 @@ fn training_lowers_the_loss_on_a_batch_it_sees_again() {
     let batch = batch(0);
     let mut loss = || {
         let views = trainer.draw_views().unwrap();
-        trainer.step(&batch, &views).unwrap().velocity.double_value(&[])
+        trainer.step(&batch, &views, false).unwrap().losses.velocity.double_value(&[])
     };
     let first: f64 = (0..5).map(|_| loss()).sum();
     let last: f64 = (0..100).map(|_| loss()).skip(95).sum();

@@ -10,6 +10,8 @@ pub mod checkpoint;
 pub mod config;
 #[cfg(test)]
 mod equality;
+#[cfg(test)]
+mod numerics;
 pub mod optimiser;
 pub mod run_dir;
 pub mod sink;

@@ -16,6 +16,7 @@ use pipeline::{Report, StageReport};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::load::waits::{WaitFigures, Waits};
+use crate::method::objective::features::{FeatureFigures, GAPS, Spread};
 
 /// A run directory could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -39,9 +40,15 @@ pub struct Metrics {
     /// Eq. 6.
     #[serde(deserialize_with = "null_is_nan")]
     pub alignment_loss: f64,
-    /// Cosine between views before the projector.
-    #[serde(deserialize_with = "null_is_nan")]
-    pub condition_cosine: f64,
+    /// Dispersive loss; none without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dispersive_loss: Option<f64>,
+    /// Mean squared distance to the targets of other images; none without contrastive flow matching.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contrastive_distance: Option<f64>,
+    /// The aligned features in the last of these steps; none with one view.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub features: Option<FeatureMetrics>,
     /// Norm of the gradients before clipping.
     #[serde(deserialize_with = "null_is_nan")]
     pub gradient_norm: f64,
@@ -68,6 +75,52 @@ pub struct Metrics {
     /// What the stages of the flow did since the process began, as last known; empty in a line that came before that.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stages: Vec<StageFigures>,
+}
+
+/// Features of the views of a batch: [`crate::method::objective::features`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FeatureMetrics {
+    /// Conditions, before the projector.
+    pub condition: SpreadMetrics,
+    /// Behind the projector.
+    pub projected: SpreadMetrics,
+    /// Cosine of conditions by |t_i - t_j| in fifths; none where no pair of views was so far apart.
+    pub cosine_by_gap: Vec<Option<f64>>,
+}
+
+/// How features of a batch are spread: [`crate::method::objective::features::Spread`].
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct SpreadMetrics {
+    /// Cosine between views of an image.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub cosine: f64,
+    /// Cosine between views of different images.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub other_cosine: f64,
+    /// Effective number of directions.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub rank: f64,
+    /// Deviation of unit vectors, from 0 (one direction) to 1.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub deviation: f64,
+}
+
+impl FeatureMetrics {
+    /// Reads figures back from the device.
+    pub fn of(figures: &FeatureFigures) -> Self {
+        let spread = |spread: &Spread| {
+            let [cosine, other_cosine, rank, deviation] =
+                [&spread.cosine, &spread.other_cosine, &spread.rank, &spread.deviation]
+                    .map(|value| value.double_value(&[]));
+            SpreadMetrics { cosine, other_cosine, rank, deviation }
+        };
+        let gaps = (0..GAPS).map(|gap| figures.cosine_by_gap.double_value(&[gap]));
+        Self {
+            condition: spread(&figures.condition),
+            projected: spread(&figures.projected),
+            cosine_by_gap: gaps.map(|cosine| (!cosine.is_nan()).then_some(cosine)).collect(),
+        }
+    }
 }
 
 /// What one stage of the training flow did with the time of its threads.
@@ -237,7 +290,9 @@ mod tests {
             images: 8 * step,
             velocity_loss: 1.0,
             alignment_loss: -0.5,
-            condition_cosine: 0.9,
+            dispersive_loss: None,
+            contrastive_distance: None,
+            features: None,
             gradient_norm: 2.0,
             skipped: 0,
             lr: 1e-4,

@@ -13,13 +13,14 @@ use pipeline::{BoxError, End, Interrupt, Sink, Slab};
 use tch::{Kind, Tensor};
 
 use super::checkpoint::{self, Marks};
-use super::run_dir::{Metrics, RunDir, StageFigures, WaitMs};
-use super::step::{StepFigures, Trainer};
+use super::run_dir::{FeatureMetrics, Metrics, RunDir, StageFigures, WaitMs};
+use super::step::{StepFigures, StepLosses, Trainer};
 use super::tensorboard::{self, EventLog};
 use crate::data::HostBatch;
 use crate::load::LoadError;
 use crate::load::feed::{Feeder, Scaling};
 use crate::load::waits::Waits;
+use crate::method::objective::features::FeatureFigures;
 
 /// Who is told what a person should read.
 pub struct Listener {
@@ -120,12 +121,13 @@ impl TrainSteps {
         }
     }
 
-    fn step(&mut self, host: Slab<HostBatch>) -> Result<(), BoxError> {
+    /// `look` asks for figures of the features.
+    fn step(&mut self, host: Slab<HostBatch>, look: bool) -> Result<(), BoxError> {
         self.whole = false;
         let views = self.trainer.draw_views()?;
         let batch = self.feeder.feed(host, Some(&views.posterior_noise))?;
-        let figures = self.trainer.step(&batch, &views)?;
-        self.window.add(&figures);
+        let figures = self.trainer.step(&batch, &views, look)?;
+        self.window.add(figures);
         self.whole = true;
         Ok(())
     }
@@ -178,12 +180,12 @@ impl Sink for TrainSteps {
         for fault in &host.faults {
             (self.listener.on_fault)(fault);
         }
-        self.step(host)?;
-
         let schedule = &self.trainer.config.train;
-        let (step, last) = (self.trainer.step, self.trainer.step >= schedule.steps);
+        let (step, save) = (self.trainer.step + 1, schedule.checkpoint_every);
+        let last = step >= schedule.steps;
         // The first step is logged on its own: it shows what the loss starts from.
-        let (log, save) = (step == 1 || step.is_multiple_of(schedule.log_every), schedule.checkpoint_every);
+        let log = step == 1 || step.is_multiple_of(schedule.log_every);
+        self.step(host, log || last)?;
         let stop = last || self.interrupt.requested();
         if log || stop {
             self.log(stop)?;
@@ -224,6 +226,8 @@ impl fmt::Debug for TrainSteps {
 struct Window {
     sums: BTreeMap<&'static str, Tensor>,
     skipped: Tensor,
+    /// Of the last step that was looked at.
+    features: Option<FeatureFigures>,
     steps: u64,
     /// The end of the window before; in the first window of a process, when the first batch came.
     began: Instant,
@@ -236,11 +240,12 @@ struct Window {
 impl Window {
     fn begin(trainer: &Trainer) -> Self {
         let zero = || Tensor::zeros([], (Kind::Float, trainer.device()));
-        let names = ["velocity", "alignment", "cosine", "norm"];
+        let names = ["velocity", "alignment", "dispersive", "contrastive", "norm"];
         let sums = names.into_iter().map(|name| (name, zero())).collect();
         Self {
             sums,
             skipped: zero(),
+            features: None,
             steps: 0,
             began: Instant::now(),
             first_batch: None,
@@ -249,10 +254,16 @@ impl Window {
         }
     }
 
-    fn add(&mut self, figures: &StepFigures) {
-        let StepFigures { velocity, alignment, condition_cosine, gradient_norm, skipped } = figures;
-        let values =
-            [("velocity", velocity), ("alignment", alignment), ("cosine", condition_cosine), ("norm", gradient_norm)];
+    fn add(&mut self, figures: StepFigures) {
+        let StepFigures { losses, features, gradient_norm, skipped } = figures;
+        let StepLosses { velocity, alignment, dispersive, contrastive } = losses;
+        let values = [
+            ("velocity", velocity),
+            ("alignment", alignment),
+            ("dispersive", dispersive),
+            ("contrastive", contrastive),
+            ("norm", gradient_norm),
+        ];
         // The figures of a skipped step are not finite, and would hide those of all the others.
         let counts = skipped.eq(0.0);
         for (name, value) in values {
@@ -260,12 +271,13 @@ impl Window {
                 let _ = sum.g_add_(&value.where_self(&counts, &value.zeros_like()));
             }
         }
-        let _ = self.skipped.g_add_(skipped);
+        let _ = self.skipped.g_add_(&skipped);
+        self.features = features.or(self.features.take());
         self.steps += 1;
     }
 
     fn read(&self, trainer: &Trainer) -> Metrics {
-        let schedule = &trainer.config.train;
+        let (schedule, objective) = (&trainer.config.train, &trainer.config.objective);
         let skipped = self.skipped.double_value(&[]);
         let mean = |name: &str| self.sums[name].double_value(&[]) / (self.steps as f64 - skipped);
         let seconds = self.began.elapsed().as_secs_f64().max(1e-9);
@@ -274,7 +286,9 @@ impl Window {
             images: trainer.step * schedule.batch,
             velocity_loss: mean("velocity"),
             alignment_loss: mean("alignment"),
-            condition_cosine: mean("cosine"),
+            dispersive_loss: (objective.dispersive > 0.0).then(|| mean("dispersive")),
+            contrastive_distance: (objective.contrastive > 0.0).then(|| mean("contrastive")),
+            features: self.features.as_ref().map(FeatureMetrics::of),
             gradient_norm: mean("norm"),
             skipped: skipped.round() as u64,
             lr: trainer.config.optimiser.lr_at(trainer.step - 1, schedule.steps),
@@ -354,10 +368,10 @@ mod tests {
         let mut window = Window::begin(&trainer);
         let mut add = |value: f64, skipped: f64| {
             let scalar = |value: f64| Tensor::from(value as f32);
-            window.add(&StepFigures {
-                velocity: scalar(value),
-                alignment: scalar(value),
-                condition_cosine: scalar(value),
+            let [velocity, alignment, dispersive, contrastive] = [(); 4].map(|()| scalar(value));
+            window.add(StepFigures {
+                losses: StepLosses { velocity, alignment, dispersive, contrastive },
+                features: None,
                 gradient_norm: scalar(value),
                 skipped: scalar(skipped),
             });

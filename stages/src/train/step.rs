@@ -5,11 +5,12 @@ use tch::{Device, Kind, Tensor};
 use super::config::TrainConfig;
 use super::optimiser::AdamW;
 use crate::data::LatentBatch;
-use crate::method::algorithm::batch_loss;
+use crate::method::algorithm::{Losses, batch_loss};
 use crate::method::config::LatentShape;
 use crate::method::ema;
 use crate::method::layout::layout;
 use crate::method::network::Network;
+use crate::method::objective::features::FeatureFigures;
 use crate::method::parameters::Parameters;
 use crate::method::views::Views;
 use crate::native::NativeError;
@@ -36,16 +37,42 @@ pub struct Trainer {
 /// Figures of one step: f32 scalars that are still on the device, so that nothing waits for them.
 #[derive(Debug)]
 pub struct StepFigures {
-    /// Eq. 7, mean over the global batch.
-    pub velocity: Tensor,
-    /// Eq. 6.
-    pub alignment: Tensor,
-    /// Cosine between views before the projector.
-    pub condition_cosine: Tensor,
+    /// The losses, means over the global batch.
+    pub losses: StepLosses,
+    /// Of the aligned features of the first micro-batch, where they were asked for.
+    pub features: Option<FeatureFigures>,
     /// Norm of the gradients before clipping.
     pub gradient_norm: Tensor,
     /// 1 if the update was skipped.
     pub skipped: Tensor,
+}
+
+/// The losses of one step, f32 scalars on the device: see [`Losses`].
+#[derive(Debug)]
+pub struct StepLosses {
+    /// Eq. 7.
+    pub velocity: Tensor,
+    /// Eq. 6.
+    pub alignment: Tensor,
+    /// Dispersive loss.
+    pub dispersive: Tensor,
+    /// Distance to the targets of other images.
+    pub contrastive: Tensor,
+}
+
+impl StepLosses {
+    fn zero(device: Device) -> Self {
+        let zero = || Tensor::zeros([], (Kind::Float, device));
+        Self { velocity: zero(), alignment: zero(), dispersive: zero(), contrastive: zero() }
+    }
+
+    fn add(&mut self, losses: &Losses, pieces: i64) {
+        let Losses { velocity, alignment, dispersive, contrastive, .. } = losses;
+        let sums = [&mut self.velocity, &mut self.alignment, &mut self.dispersive, &mut self.contrastive];
+        for (sum, value) in sums.into_iter().zip([velocity, alignment, dispersive, contrastive]) {
+            let _ = sum.g_add_(&(value / pieces as f64));
+        }
+    }
 }
 
 impl Trainer {
@@ -69,26 +96,32 @@ impl Trainer {
         Views::draw(objective, &self.data, train.batch as i64, train.seed, self.step, self.device)
     }
 
-    /// Gradients of the mean loss over the global batch, which goes through the network in equal pieces.
-    pub fn compute_gradients(&mut self, batch: &LatentBatch, views: &Views) -> [Tensor; 3] {
+    /// Gradients of the mean loss over the global batch, which goes through the network in equal pieces. `look` asks for
+    /// figures of the features.
+    pub fn compute_gradients(
+        &mut self,
+        batch: &LatentBatch,
+        views: &Views,
+        look: bool,
+    ) -> (StepLosses, Option<FeatureFigures>) {
         let pieces = self.config.train.micro_batches as i64;
-        let size = batch.latents.size()[0] / pieces;
-        let mut sums = [(); 3].map(|()| Tensor::zeros([], (Kind::Float, self.device)));
+        let size = batch.labels.size()[0] / pieces;
+        let (mut sums, mut features) = (StepLosses::zero(self.device), None);
         self.parameters.zero_gradients();
         for piece in 0..pieces {
             let start = piece * size;
             let micro_batch = LatentBatch {
-                latents: batch.latents.narrow(0, start, size),
+                latents: batch.latents.narrow(1, start, size),
                 labels: batch.labels.narrow(0, start, size),
             };
-            let losses = batch_loss(&self.network, &micro_batch, &views.slice(start, size), &self.config.objective);
-            (losses.total / pieces as f64).backward();
+            let views = views.slice(start, size);
+            let losses = batch_loss(&self.network, &micro_batch, &views, &self.config.objective, look && piece == 0);
+            (&losses.total / pieces as f64).backward();
             self.parameters.collect_gradients();
-            for (sum, value) in sums.iter_mut().zip([losses.velocity, losses.alignment, losses.condition_cosine]) {
-                let _ = sum.g_add_(&(value / pieces as f64));
-            }
+            sums.add(&losses, pieces);
+            features = features.or(losses.features);
         }
-        sums
+        (sums, features)
     }
 
     /// Clip, AdamW, EMA with the gradients at hand; the step is done after it.
@@ -101,10 +134,11 @@ impl Trainer {
         Ok([figures.gradient_norm, figures.skipped])
     }
 
-    /// One step of training on a global batch. `views` are those of [`Self::draw_views`].
-    pub fn step(&mut self, batch: &LatentBatch, views: &Views) -> Result<StepFigures, NativeError> {
-        let [velocity, alignment, condition_cosine] = self.compute_gradients(batch, views);
+    /// One step of training on a global batch. `views` are those of [`Self::draw_views`]; `look` asks for figures of the
+    /// features.
+    pub fn step(&mut self, batch: &LatentBatch, views: &Views, look: bool) -> Result<StepFigures, NativeError> {
+        let (losses, features) = self.compute_gradients(batch, views, look);
         let [gradient_norm, skipped] = self.update()?;
-        Ok(StepFigures { velocity, alignment, condition_cosine, gradient_norm, skipped })
+        Ok(StepFigures { losses, features, gradient_norm, skipped })
     }
 }

@@ -16,7 +16,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::run_dir::{Metrics, RunDirError, StageFigures, at};
+use super::run_dir::{Metrics, RunDirError, SpreadMetrics, StageFigures, at};
 
 /// TensorBoard takes every file whose name has `tfevents` in it.
 const PREFIX: &str = "events.out.tfevents.";
@@ -119,7 +119,6 @@ pub fn scalars(metrics: &Metrics) -> Vec<(Cow<'static, str>, f64)> {
     let mut scalars = vec![
         ("loss/velocity", metrics.velocity_loss),
         ("loss/alignment", metrics.alignment_loss),
-        ("train/condition_cosine", metrics.condition_cosine),
         ("train/grad_norm", metrics.gradient_norm),
         ("train/skipped_steps", metrics.skipped as f64),
         ("train/lr", metrics.lr),
@@ -135,8 +134,21 @@ pub fn scalars(metrics: &Metrics) -> Vec<(Cow<'static, str>, f64)> {
             ("data/wait_max_ms", wait.max),
         ]);
     }
+    scalars.extend(metrics.dispersive_loss.map(|loss| ("loss/dispersive", loss)));
+    scalars.extend(metrics.contrastive_distance.map(|distance| ("loss/contrastive_distance", distance)));
     scalars.extend(metrics.first_batch_s.map(|seconds| ("data/first_batch_s", seconds)));
     let mut scalars: Vec<_> = scalars.into_iter().map(|(tag, value)| (Cow::Borrowed(tag), value)).collect();
+    if let Some(features) = &metrics.features {
+        for (place, spread) in [("condition", features.condition), ("projected", features.projected)] {
+            let SpreadMetrics { cosine, other_cosine, rank, deviation } = spread;
+            let values = [("cosine", cosine), ("other_cosine", other_cosine), ("rank", rank), ("deviation", deviation)];
+            scalars.extend(values.map(|(what, value)| (Cow::Owned(format!("features/{place}_{what}")), value)));
+        }
+        let gaps = features.cosine_by_gap.iter().enumerate();
+        let by_gap =
+            gaps.filter_map(|(gap, cosine)| Some((Cow::Owned(format!("features/cosine_by_gap_{gap}")), (*cosine)?)));
+        scalars.extend(by_gap);
+    }
     for StageFigures { name, busy, starved, blocked, queued, .. } in &metrics.stages {
         let of_stage = [("busy", busy), ("starved", starved), ("blocked", blocked), ("queued", queued)];
         scalars.extend(of_stage.map(|(what, value)| (Cow::Owned(format!("stages/{name}/{what}")), *value)));

@@ -1,0 +1,239 @@
+//! `pipeline probe`: what a run has learned, on data that it was not trained on.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use pipeline::{Flow, Runtime};
+use serde::Serialize;
+use shards::Dataset;
+use stages::device::{Device, parse_devices, parse_precision};
+use stages::evaluate::frechet::LatentDistance;
+use stages::load::feed::{Feeder, Scaling};
+use stages::load::{self, LoadConfig};
+use stages::method::layout::layout;
+use stages::method::network::Network;
+use stages::method::parameters::views;
+use stages::method::sampler::{Guidance, Integrator};
+use stages::probe::collect::{CollectLatents, Latents};
+use stages::probe::{linear, velocity};
+use stages::sample::collect::CollectSamples;
+use stages::sample::generate::{Generate, SampleSettings, Weights};
+use stages::sample::request::{Labels, Requests};
+use stages::train::checkpoint;
+use stages::train::run_dir::RunDir;
+
+use crate::commands::reading::ReadingArgs;
+use crate::config::RunConfig;
+use crate::exit::Outcome;
+use crate::show;
+
+/// Measure the averaged weights of a run on held-out data: velocity loss by time, linear probe of the aligned features,
+/// and a Frechet distance between sampled and real latents.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ProbeArgs {
+    /// Run directory of `pipeline train`; its newest checkpoint is used
+    #[arg(long, value_name = "DIR")]
+    run: PathBuf,
+    /// Dataset that was not trained on, with the classes of the run
+    #[arg(long, value_name = "DATA")]
+    data: PathBuf,
+    /// Dataset that the linear classifier is fitted to [default: half of --data]
+    #[arg(long, value_name = "DATA")]
+    fit: Option<PathBuf>,
+    /// Latents of each dataset that are used, the first in an order of their own
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    count: u64,
+    /// Time at which features are taken, 0 is data
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    t: f64,
+    /// Latents to sample for the Frechet distance; 0 leaves it out
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    samples: u64,
+    /// Euler steps of these samples, which are made without guidance
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    steps: usize,
+    #[command(flatten)]
+    reading: ReadingArgs,
+    /// Seed of noise, times and samples
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+    /// Latents that go through the network together
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    batch: i64,
+    /// cpu or cuda:0
+    #[arg(long, default_value = "auto")]
+    devices: String,
+    /// auto, f32 or bf16
+    #[arg(long, default_value = "f32")]
+    precision: String,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was found.
+#[derive(Debug, Serialize)]
+struct Found {
+    checkpoint: String,
+    step: u64,
+    /// Held-out latents.
+    count: i64,
+    /// Mean over all t.
+    velocity_loss: f64,
+    /// By tenths of t.
+    velocity_loss_by_t: Vec<f64>,
+    /// Share of held-out latents whose class a linear classifier reads from the conditions, in 0..=1.
+    linear_probe: f64,
+    /// Share of the most frequent class among them.
+    linear_probe_chance: f64,
+    /// Time of its features.
+    linear_probe_t: f64,
+    latent_frechet: Option<LatentFrechet>,
+}
+
+/// No FID.
+#[derive(Debug, Serialize)]
+struct LatentFrechet {
+    #[serde(flatten)]
+    distance: LatentDistance,
+    sampled: u64,
+    steps: usize,
+}
+
+/// Latents that the loader puts together.
+const READ: usize = 16;
+
+pub(crate) fn run(args: &ProbeArgs, runtime: &Runtime) -> Result<Outcome> {
+    let (batch, device) = (args.batch.max(1), parse_devices(&args.devices)?[0]);
+    let kind = parse_precision(&args.precision, device)?;
+    if !(0.0..=1.0).contains(&args.t) {
+        bail!("--t {} must lie in 0..=1, where 0 is data", args.t);
+    }
+    let run_dir = RunDir::at(&args.run);
+    let text = run_dir.config()?.with_context(|| {
+        format!("{} holds no run (it has no config.toml); `pipeline train --run` makes one", args.run.display())
+    })?;
+    let config = RunConfig::parse(&text, &args.run)?;
+    let Some((step, path)) = checkpoint::list(&run_dir.checkpoints())?.pop() else {
+        bail!("{} has no checkpoint yet; `pipeline train` writes one when it ends or is stopped", args.run.display());
+    };
+    let specs = layout(&config.model, &config.data.latent);
+    let average = checkpoint::load_average(&path, &specs)?;
+    let on_device = average.to_device(device).to_kind(kind);
+    let network = Network::new(&config.model, &config.data.latent, &views(&specs, &on_device));
+
+    let stopped = || Ok(Outcome::Interrupted("stopped; nothing was measured".to_owned()));
+    let Some(held_out) = latents(args, &args.data, &config, device, runtime)? else { return stopped() };
+    let (fit, test) = match &args.fit {
+        Some(place) => {
+            let Some(fit) = latents(args, place, &config, device, runtime)? else { return stopped() };
+            (fit, held_out.narrow(0, held_out.len()))
+        }
+        None => {
+            let half = held_out.len() / 2;
+            (held_out.narrow(0, half), held_out.narrow(half, held_out.len() - half))
+        }
+    };
+    let by_t = velocity::by_time(&network, &held_out, args.seed, batch)?;
+    let features = |data: &Latents| linear::features(&network, data, args.t, args.seed, batch);
+    let classes = config.data.latent.classes;
+    let linear_probe = linear::accuracy((&features(&fit)?, &fit.labels), (&features(&test)?, &test.labels), classes);
+
+    let latent_frechet = match args.samples {
+        0 => None,
+        sampled => {
+            let weights = Weights::new(config.model.clone(), config.data.latent, &average);
+            let guidance = Guidance { scale: 1.0, low: 0.0, high: 1.0 };
+            let settings = SampleSettings { sampler: Integrator::Ode, steps: args.steps, guidance, seed: args.seed };
+            let requests = Requests::new((0..classes).collect(), Labels::Balanced, sampled, batch as u64, args.seed);
+            let finished = Flow::from(requests) //                                -> SampleRequest
+                .then(Generate::on(weights, settings, vec![device], kind)) //     -> SampleLatents  f32 [B, C, h, w]
+                .into(CollectSamples::default())
+                .run(runtime)?;
+            let Some(samples) = finished.output.filter(|_| !finished.interrupted) else { return stopped() };
+            let distance = LatentDistance::of(&samples, &held_out.latents);
+            Some(LatentFrechet { distance, sampled, steps: args.steps })
+        }
+    };
+    let found = Found {
+        checkpoint: path.display().to_string(),
+        step,
+        count: held_out.len(),
+        velocity_loss: by_t.iter().sum::<f64>() / by_t.len() as f64,
+        velocity_loss_by_t: by_t,
+        linear_probe,
+        linear_probe_chance: test.most_frequent(classes),
+        linear_probe_t: args.t,
+        latent_frechet,
+    };
+    match args.json {
+        true => show::result(&serde_json::to_string(&found)?),
+        false => show::result(&table(&found)),
+    }
+    Ok(Outcome::Done)
+}
+
+/// Up to --count latents of a dataset with the shape and classes of the run; `None` if the run was stopped.
+fn latents(
+    args: &ProbeArgs,
+    place: &Path,
+    config: &RunConfig,
+    device: Device,
+    runtime: &Runtime,
+) -> Result<Option<Latents>> {
+    let dataset = Arc::new(Dataset::open(place, args.reading.io())?);
+    let manifest = &dataset.manifest;
+    if manifest.classes != config.data.class_names {
+        bail!(
+            "{} has {} classes, and the run was trained on {} of other names or in another order",
+            place.display(),
+            manifest.classes.len(),
+            config.data.class_names.len()
+        );
+    }
+    let batches = (args.count / READ as u64).min((dataset.len() / READ) as u64);
+    if batches < 2 {
+        bail!(
+            "{} has {} latents, --count is {}; at least {} are needed to measure anything",
+            place.display(),
+            dataset.len(),
+            args.count,
+            2 * READ
+        );
+    }
+    let mut load = args.reading.apply(LoadConfig { batches: Some(batches), ..LoadConfig::new(0, READ) });
+    load.pinned = device.is_cuda();
+    let sink = CollectLatents::new(Feeder::new(device, Scaling::of(&manifest.schema)));
+    let finished = load::batches(&dataset, &load)?.into(sink).run(runtime)?;
+    let Some(latents) = finished.output.filter(|_| !finished.interrupted) else { return Ok(None) };
+    let data = &config.data.latent;
+    let (found, expected) = (latents.latents.size()[1..].to_vec(), [data.channels, data.height, data.width]);
+    if found != expected {
+        bail!("{} has latents {found:?}, and the run was trained on {expected:?}", place.display());
+    }
+    Ok(Some(latents))
+}
+
+fn table(found: &Found) -> String {
+    let mut lines = vec![
+        format!("step {}, {} held-out latents", found.step, found.count),
+        format!("velocity loss {:.4}; by tenths of t, from data to noise:", found.velocity_loss),
+        format!("  {}", found.velocity_loss_by_t.iter().map(|loss| format!("{loss:.4}")).collect::<Vec<_>>().join(" ")),
+        format!(
+            "linear probe of the conditions at t = {}: {:.1} % (the most frequent class alone {:.1} %)",
+            found.linear_probe_t,
+            100.0 * found.linear_probe,
+            100.0 * found.linear_probe_chance
+        ),
+    ];
+    if let Some(LatentFrechet { distance, sampled, steps }) = &found.latent_frechet {
+        let LatentDistance { samples, real_halves } = distance;
+        lines.push(format!(
+            "Frechet distance of latents (no FID), {sampled} samples of {steps} Euler steps: {samples:.4} (two halves of the \
+             real ones: {real_halves:.4})"
+        ));
+    }
+    lines.join("\n")
+}

@@ -1,0 +1,114 @@
+//! The Frechet distance between two sets of features, each taken for a normal distribution.
+//!
+//! On Inception's features this is FID; on other features it is not, and is never called so. Latents of the autoencoder, averaged
+//! over squares, are compared here: it needs no other network, and says whether samples have the data's colours and layout.
+
+use serde::Serialize;
+use tch::{Device, Kind, Tensor, no_grad};
+
+/// Mean and covariance of features, f64.
+#[derive(Debug)]
+pub struct Gaussian {
+    mean: Tensor,
+    covariance: Tensor,
+}
+
+impl Gaussian {
+    /// Of `features` `[N, D]`, any dtype; N >= 2. The covariance is the unbiased one, as the ADM evaluator has it.
+    pub fn of(features: &Tensor) -> Self {
+        no_grad(|| {
+            let features = features.to_kind(Kind::Double);
+            let mean = features.mean_dim([0i64].as_slice(), false, Kind::Double);
+            let centred = features - &mean;
+            let covariance = centred.transpose(0, 1).matmul(&centred) / (centred.size()[0] - 1) as f64;
+            Self { mean, covariance }
+        })
+    }
+
+    /// |m - n|^2 + tr(C) + tr(D) - 2 tr((C^1/2 D C^1/2)^1/2), at least 0 but for rounding. The root's trace is the sum of the
+    /// roots of the eigenvalues of a symmetric matrix, which are not negative but for rounding either.
+    pub fn distance(&self, other: &Self) -> f64 {
+        no_grad(|| {
+            let (values, vectors) = self.covariance.linalg_eigh("L");
+            let root = (&vectors * values.clamp_min(0.0).sqrt()).matmul(&vectors.transpose(0, 1));
+            let product = root.matmul(&other.covariance).matmul(&root);
+            let product = (&product + product.transpose(0, 1)) / 2.0;
+            let trace_of_root = product.linalg_eigvalsh("L").clamp_min(0.0).sqrt().sum(Kind::Double);
+            let means = (&self.mean - &other.mean).square().sum(Kind::Double);
+            let traces = self.covariance.trace() + other.covariance.trace();
+            let value = |scalar: Tensor| scalar.double_value(&[]);
+            value(means) + value(traces) - 2.0 * value(trace_of_root)
+        })
+    }
+}
+
+/// How far sampled latents are from real ones.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct LatentDistance {
+    /// Frechet distance between samples and all real latents, each averaged to 4 x 4.
+    pub samples: f64,
+    /// Between two halves of the real ones: what real images give, at half their number.
+    pub real_halves: f64,
+}
+
+impl LatentDistance {
+    /// `samples` and `real` are `[N, C, h, w]` with at least 4 of each, on any device.
+    pub fn of(samples: &Tensor, real: &Tensor) -> Self {
+        let features = |latents: &Tensor| pooled_latents(latents, POOLED).to_device(Device::Cpu);
+        let (samples, real) = (features(samples), features(real));
+        let half = real.size()[0] / 2;
+        let part = |from: i64, len: i64| Gaussian::of(&real.narrow(0, from, len));
+        Self {
+            samples: Gaussian::of(&samples).distance(&part(0, real.size()[0])),
+            real_halves: part(0, half).distance(&part(half, half)),
+        }
+    }
+}
+
+/// Side of averaged latents.
+const POOLED: i64 = 4;
+
+/// Latents `[N, C, h, w]` averaged over squares to `side` x `side`: `[N, C * side * side]`.
+fn pooled_latents(latents: &Tensor, side: i64) -> Tensor {
+    latents.to_kind(Kind::Float).adaptive_avg_pool2d([side, side]).flatten(1, -1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn features(n: i64, scale: f64, shift: f64) -> Tensor {
+        tch::manual_seed(7);
+        Tensor::randn([n, 4], (Kind::Double, Device::Cpu)) * scale + shift
+    }
+
+    #[test]
+    fn a_set_has_no_distance_to_itself() {
+        let gaussian = Gaussian::of(&features(50, 1.0, 0.0));
+        assert!(gaussian.distance(&gaussian).abs() < 1e-10);
+    }
+
+    #[test]
+    fn scaled_and_shifted_features_have_the_distance_of_the_formula() {
+        // C and 4 C have the root 2 C between them: tr(C) + 4 tr(C) - 4 tr(C). The means move by 2 + mean.
+        let (a, b) = (features(80, 1.0, 0.0), features(80, 2.0, 2.0));
+        let [one, other] = [&a, &b].map(Gaussian::of);
+        let trace = one.covariance.trace().double_value(&[]);
+        let moved =
+            (a.mean_dim([0i64].as_slice(), false, Kind::Double) + 2.0).square().sum(Kind::Double).double_value(&[]);
+        assert!((one.distance(&other) - (trace + moved)).abs() < 1e-9);
+        assert!((one.distance(&other) - other.distance(&one)).abs() < 1e-9);
+    }
+
+    #[test]
+    fn fewer_samples_than_features_are_no_trouble() {
+        let few = Gaussian::of(&features(3, 1.0, 0.0));
+        assert!(few.distance(&Gaussian::of(&features(40, 1.0, 0.0))).is_finite());
+    }
+
+    #[test]
+    fn latents_are_averaged_over_squares() {
+        let latents = Tensor::arange(16, (Kind::Float, Device::Cpu)).view([1, 1, 4, 4]);
+        assert_eq!(Vec::<f32>::try_from(pooled_latents(&latents, 2).flatten(0, -1)).unwrap(), [2.5, 4.5, 10.5, 12.5]);
+    }
+}
