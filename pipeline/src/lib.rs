@@ -95,11 +95,14 @@
 //! - **No locks.** The crate has no mutex and no condition variable. Items move through crossbeam's array channels,
 //!   which park a thread only when it has to wait.
 //!
+//! Work that a stage wants done beside the flow, and done even if the flow fails, goes to a [`Background`].
+//!
 //! # What is not here
 //!
 //! No general graph: flows are trees from one source, without joins. No stealing, no timers, no async. No signal
 //! handler: who sets the [`Interrupt`] is up to the program. Devices, tensors and files are the stages' business.
 
+mod background;
 #[cfg(test)]
 mod closures;
 mod error;
@@ -118,6 +121,7 @@ mod stop;
 mod supervision;
 mod watchdog;
 
+pub use background::Background;
 pub use error::{BoxError, FlowError, Panicked, PlanError};
 pub use flow::{Flow, Line, Parallel, Serial};
 pub use report::{AtWork, Report, StageReport, Task, Wait, Waiting};
