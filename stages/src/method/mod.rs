@@ -23,6 +23,7 @@
 
 pub mod algorithm;
 pub mod config;
+pub mod cost;
 pub mod ema;
 #[cfg(test)]
 mod goldens;
