@@ -32,6 +32,9 @@ def events():
     for step, wall_time, scalars in LINES:
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
         yield Event(wall_time=wall_time, step=step, summary=Summary(value=values))
+    image = Summary.Image(height=2, width=300, colorspace=3, encoded_image_string=b"no PNG")
+    value = [Summary.Value(tag="samples", image=image)]
+    yield Event(wall_time=1_700_000_003.0, step=70_000, summary=Summary(value=value))
 
 
 def main():
@@ -47,6 +50,8 @@ def main():
         read = EventAccumulator(folder).Reload()
         rate = [(scalar.step, scalar.wall_time, scalar.value) for scalar in read.Scalars("train/lr")]
         assert [(step, wall) for step, wall, _ in rate] == [(step, wall) for step, wall, _ in LINES], rate
+        image = read.Images("samples")[0]
+        assert (image.step, image.width, image.height, image.encoded_image_string) == (70_000, 300, 2, b"no PNG"), image
         assert abs(rate[0][2] - 1e-4) < 1e-11 and math.isnan(read.Scalars("loss/velocity")[1].value)
     print(f"{PATH.name} {PATH.stat().st_size} bytes")
 

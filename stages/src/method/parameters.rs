@@ -81,6 +81,11 @@ impl Parameters {
         &self.leaves
     }
 
+    /// The dtype that the network computes in.
+    pub fn kind(&self) -> Kind {
+        self.compute.kind()
+    }
+
     /// The layout.
     pub fn specs(&self) -> &[ParameterSpec] {
         &self.specs
@@ -110,7 +115,7 @@ impl Parameters {
     }
 
     fn computes_in_f32(&self) -> bool {
-        self.compute.kind() == Kind::Float
+        self.kind() == Kind::Float
     }
 }
 

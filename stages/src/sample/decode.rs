@@ -30,6 +30,11 @@ impl DecodeLatents {
             Ok(Self { vae: choice.open(device, Kind::Float)?, device, scaling })
         }
     }
+
+    /// With an autoencoder that is open already, on `device`.
+    pub fn over(vae: AutoencoderKl, device: Device, scaling: Scaling) -> Self {
+        Self { vae, device, scaling }
+    }
 }
 
 /// From about [-1, 1] to u8 0..=255: 255 clamp((x + 1) / 2), truncated, the rule of REPA.

@@ -84,6 +84,11 @@ impl Generate {
         }
     }
 
+    /// Over a network that is there already, on the device of its weights.
+    pub fn over(network: Network, settings: SampleSettings, device: Device) -> Self {
+        Self { network, settings, device }
+    }
+
     /// v(x, t) with guidance; both passes are one batch, conditional half first.
     fn velocity(&self, x: &Tensor, t: f64, labels: &Tensor) -> Tensor {
         let n = labels.size()[0];

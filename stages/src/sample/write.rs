@@ -72,8 +72,7 @@ impl Sink for WriteSamples {
     type Output = u64;
 
     fn consume(&mut self, samples: SamplePixels) -> Result<ControlFlow<()>, BoxError> {
-        for (index, planes) in samples.request.indices.iter().zip(samples.pixels.axis_iter(Axis(0))) {
-            let picture = interleave(planes);
+        for (index, picture) in samples.request.indices.iter().zip(pictures(&samples)) {
             save(&picture, &self.folder.join(file_name(*index)))?;
             self.written += 1;
             if let Some(grid) = &mut self.grid {
@@ -99,6 +98,11 @@ pub fn file_name(index: u64) -> String {
 
 fn save(picture: &RgbImage, path: &Path) -> Result<(), WriteError> {
     picture.save(path).map_err(|source| WriteError { path: path.to_path_buf(), source })
+}
+
+/// The samples one by one.
+pub fn pictures(samples: &SamplePixels) -> impl Iterator<Item = RgbImage> + '_ {
+    samples.pixels.axis_iter(Axis(0)).map(interleave)
 }
 
 fn interleave(planes: ArrayView3<'_, u8>) -> RgbImage {

@@ -1,14 +1,14 @@
 //! The metrics once more, as event files that TensorBoard reads: `RUN/tensorboard/events.out.tfevents.*.dualpath`.
 //!
 //! A file is a row of records: u64 length, masked CRC-32C of its 8 bytes, the bytes of an `Event`, their masked CRC-32C,
-//! all little-endian. Of the protobuf messages (`event.proto`, `summary.proto` of TensorBoard) only what a scalar needs
-//! is written, and nothing is read; that is less code than the dependencies of any crate for it.
+//! all little-endian. Of the protobuf messages (`event.proto`, `summary.proto` of TensorBoard) only what a scalar and an
+//! image need is written, and nothing is read; that is less code than the dependencies of any crate for it.
 //!
 //! Every process of a run writes a file of its own, whose name holds the step that it continues from: readers take the
 //! files in the order of their names. It begins with a `SessionLog` of status `START` at the first step that will be
 //! done, at which TensorBoard forgets what the file before it holds from that step on, as `metrics.jsonl` is rewound.
 //!
-//! Not here: histograms, images and texts.
+//! Not here: histograms and texts.
 
 use std::borrow::Cow;
 use std::fs::{self, File};
@@ -25,7 +25,7 @@ const SUFFIX: &str = ".dualpath";
 /// The second version of the format is that in which restarts are told by `SessionLog`.
 const FILE_VERSION: &[u8] = b"brain.Event:2";
 
-/// Fields of `Event`, `SessionLog`, `Summary` and `Summary.Value`, as the protobuf definitions number them.
+/// Fields of `Event`, `SessionLog`, `Summary`, `Summary.Value` and `Summary.Image`, as the protobuf definitions number them.
 mod field {
     pub(super) const WALL_TIME: u64 = 1;
     pub(super) const STEP: u64 = 2;
@@ -36,6 +36,11 @@ mod field {
     pub(super) const VALUE: u64 = 1;
     pub(super) const TAG: u64 = 1;
     pub(super) const SIMPLE_VALUE: u64 = 2;
+    pub(super) const IMAGE: u64 = 4;
+    pub(super) const HEIGHT: u64 = 1;
+    pub(super) const WIDTH: u64 = 2;
+    pub(super) const COLORSPACE: u64 = 3;
+    pub(super) const ENCODED_IMAGE: u64 = 4;
 }
 
 /// Protobuf: how a field is stored, the low three bits of its key.
@@ -48,6 +53,9 @@ mod wire {
 
 /// `SessionLog.SessionStatus.START`.
 const START: u64 = 1;
+
+/// `Summary.Image.colorspace`.
+const RGB: u64 = 3;
 
 /// The event file of one process.
 #[derive(Debug)]
@@ -105,6 +113,32 @@ impl EventLog {
             message.extend((*value as f32).to_le_bytes());
             bytes(&mut summary, field::VALUE, &message);
         }
+        self.write(&record(&event(now, step, field::SUMMARY, &summary)))
+    }
+
+    /// Appends one event with an RGB image of (width, height) pixels, encoded as PNG.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be written.
+    pub fn append_image(
+        &mut self,
+        step: u64,
+        now: SystemTime,
+        tag: &str,
+        (width, height): (u32, u32),
+        png: &[u8],
+    ) -> Result<(), RunDirError> {
+        let mut image = Vec::new();
+        number(&mut image, field::HEIGHT, height.into());
+        number(&mut image, field::WIDTH, width.into());
+        number(&mut image, field::COLORSPACE, RGB);
+        bytes(&mut image, field::ENCODED_IMAGE, png);
+        let mut value = Vec::new();
+        bytes(&mut value, field::TAG, tag.as_bytes());
+        bytes(&mut value, field::IMAGE, &image);
+        let mut summary = Vec::new();
+        bytes(&mut summary, field::VALUE, &value);
         self.write(&record(&event(now, step, field::SUMMARY, &summary)))
     }
 
@@ -309,6 +343,7 @@ mod tests {
         let mut log = EventLog::begin(folder.path(), 400, at_second(1_700_000_000.25)).unwrap();
         log.append(420, at_second(1_700_000_001.5), &[("loss/velocity", 0.625), ("train/lr", 1e-4)]).unwrap();
         log.append(70_000, at_second(1_700_000_002.0), &[("loss/velocity", f64::NAN), ("train/lr", 0.0)]).unwrap();
+        log.append_image(70_000, at_second(1_700_000_003.0), "samples", (300, 2), b"no PNG").unwrap();
         assert_eq!(fs::read(folder.path().join("events.out.tfevents.0000000400.dualpath")).unwrap(), GOLDEN);
     }
 
