@@ -6,15 +6,21 @@
 //! | 2 | the user can mend it; the message says how |
 //! | 3 | data on disk are corrupt |
 //! | 101 | a bug |
-//! | 130 | stopped by Ctrl-C or SIGTERM, with a checkpoint or the finished shards; after a second signal: at once |
+//! | 130 | stopped by Ctrl-C, with a checkpoint or the finished shards; after a second signal: at once |
+//! | 143 | the same by SIGTERM; 129 by SIGHUP |
 
 use std::any::Any;
 use std::error::Error;
+use std::io;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use anyhow::Result;
 use pipeline::{FlowError, Interrupt, Panicked, Report, Runtime};
 use shards::ShardError;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag;
 use stages::load::LoadError;
 
 use crate::show;
@@ -52,21 +58,52 @@ impl Ended {
 /// Out-of-memory texts of libtorch on the CPU and on CUDA.
 const OUT_OF_MEMORY: [&str; 3] = ["out of memory", "can't allocate memory", "not enough memory"];
 
-/// A runtime whose interrupt is requested by Ctrl-C or SIGTERM; a second signal quits at once.
-pub(crate) fn runtime_with_signals() -> Runtime {
-    let interrupt = Interrupt::default();
+/// What shells add to the number of the signal that ended a program.
+const SIGNALLED: u8 = 128;
+
+/// Which signal asked the program to stop.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Signals(Arc<AtomicUsize>);
+
+impl Signals {
+    /// Remembers the last signal, and lets any signal after the first quit at once.
+    fn watch(&self) -> io::Result<()> {
+        let stopping = Arc::new(AtomicBool::new(false));
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            flag::register_conditional_shutdown(signal, i32::from(SIGNALLED) + signal, Arc::clone(&stopping))?;
+            flag::register(signal, Arc::clone(&stopping))?;
+            flag::register_usize(signal, Arc::clone(&self.0), signal as usize)?;
+        }
+        Ok(())
+    }
+
+    /// 130 for Ctrl-C, 143 for SIGTERM.
+    fn code(&self) -> u8 {
+        match self.0.load(Ordering::Acquire) {
+            0 => SIGNALLED + SIGINT as u8,
+            signal => SIGNALLED + signal as u8,
+        }
+    }
+}
+
+/// A runtime whose interrupt is requested by Ctrl-C, SIGTERM or SIGHUP, and which of them it was; a second signal quits at
+/// once.
+pub(crate) fn runtime_with_signals() -> (Runtime, Signals) {
+    let (interrupt, signals) = (Interrupt::default(), Signals::default());
     let on_signal = interrupt.clone();
     let handler = move || {
-        if on_signal.requested() {
-            std::process::exit(130);
+        if !on_signal.requested() {
+            on_signal.request();
+            show::say("\nstopping after what is under way; a second signal quits at once");
         }
-        on_signal.request();
-        show::say("\nstopping after what is under way; a second signal quits at once");
     };
-    if let Err(e) = ctrlc::set_handler(handler) {
+    // The crate of the flags calls the handler that was there before it, so this one comes first: it has a thread, on which
+    // a message may be printed.
+    let set = ctrlc::set_handler(handler).map_err(io::Error::other).and_then(|()| signals.watch());
+    if let Err(e) = set {
         eprintln!("warning: Ctrl-C will not save anything: {e}");
     }
-    Runtime::new(interrupt)
+    (Runtime::new(interrupt), signals)
 }
 
 /// Panics are reported by [`code_of`] or, on a flow's threads, by its error; the default hook would print them as well.
@@ -77,12 +114,12 @@ pub(crate) fn silence_panics() {
 }
 
 /// Prints how a command ended and gives its exit code.
-pub(crate) fn code_of(ended: std::thread::Result<Result<Outcome>>) -> ExitCode {
+pub(crate) fn code_of(ended: std::thread::Result<Result<Outcome>>, signals: &Signals) -> ExitCode {
     match ended {
         Ok(Ok(Outcome::Done)) => ExitCode::SUCCESS,
         Ok(Ok(Outcome::Interrupted(message))) => {
             show::say(&message);
-            ExitCode::from(130)
+            ExitCode::from(signals.code())
         }
         Ok(Ok(Outcome::Damaged(message))) => fail(&message, 3),
         Ok(Err(error)) => fail(&describe(&error), code_of_error(&error)),

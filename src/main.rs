@@ -18,6 +18,6 @@ use clap::Parser;
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     exit::silence_panics();
-    let runtime = exit::runtime_with_signals();
-    exit::code_of(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| cli.run(&runtime))))
+    let (runtime, signals) = exit::runtime_with_signals();
+    exit::code_of(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| cli.run(&runtime))), &signals)
 }

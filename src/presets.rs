@@ -141,6 +141,10 @@ fn paper(model: ModelConfig, objective: ObjectiveConfig) -> TrainConfig {
             log_every: 100,
             checkpoint_every: 50_000,
             keep_checkpoints: 3,
+            keep_every: 0,
+            sample_every: 0,
+            sample_steps: 50,
+            sample_guidance: 4.0,
         },
     }
 }
@@ -161,6 +165,10 @@ fn demo() -> TrainConfig {
             log_every: 20,
             checkpoint_every: 350,
             keep_checkpoints: 2,
+            keep_every: 0,
+            sample_every: 200,
+            sample_steps: 20,
+            sample_guidance: 2.0,
         },
     }
 }

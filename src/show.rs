@@ -146,6 +146,9 @@ pub(crate) fn metrics_line(metrics: &Metrics, steps: u64) -> String {
     if let Some(features) = &metrics.features {
         line += &format!("  cosine {:.3}", features.condition.cosine);
     }
+    if metrics.skipped > 0 {
+        line += &format!("  {} STEPS SKIPPED (a gradient was not finite)", metrics.skipped);
+    }
     if let Some(seconds) = metrics.first_batch_s {
         line += &format!("  first batch after {}", span(seconds));
     }
@@ -155,7 +158,7 @@ pub(crate) fn metrics_line(metrics: &Metrics, steps: u64) -> String {
     if metrics.bad_samples > 0 {
         line += &format!("  {} bad samples", metrics.bad_samples);
     }
-    line
+    line + &format!("  {} images seen", metrics.images)
 }
 
 /// A share in 0..=1 as a person reads it.
@@ -209,4 +212,42 @@ pub(crate) fn report_lines(report: &Report) -> String {
         text += &format!("  held up by: {}\n", stage.name);
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use stages::train::run_dir::WaitMs;
+
+    use super::*;
+
+    #[test]
+    fn a_line_of_training_says_how_fast_how_well_and_how_long_still() {
+        let mut metrics = Metrics {
+            step: 100,
+            images: 1600,
+            velocity_loss: 0.91234,
+            alignment_loss: -0.75,
+            condition_cosine: 0.8,
+            gradient_norm: 1.0,
+            skipped: 0,
+            lr: 1e-4,
+            images_per_s: 32.0,
+            data_wait: 0.0125,
+            wait_ms: Some(WaitMs { p50: 0.1, p99: 2.0, p999: 3.0, max: 3.0 }),
+            bad_samples: 0,
+            first_batch_s: None,
+            run_wait: None,
+            stages: Vec::new(),
+        };
+        let line = metrics_line(&metrics, 340);
+        assert_eq!(
+            line,
+            "step 100/340  2 min 0 s left  32.0 images/s  velocity 0.9123  alignment -0.7500  cosine 0.800  waited 1.25 % \
+             (p99 2.00 ms)  1600 images seen"
+        );
+        metrics.skipped = 3;
+        metrics.bad_samples = 2;
+        let line = metrics_line(&metrics, 340);
+        assert!(line.contains("3 STEPS SKIPPED") && line.contains("2 bad samples"), "{line}");
+    }
 }

@@ -6,12 +6,12 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use shards::{Dataset, Io, Scratch};
 
-use crate::program::{images, pipeline, refuse, run, succeed};
+use crate::program::{images, pipeline, random, refuse, run, start, succeed};
 
 /// Every file of a dataset with its bytes.
 fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
@@ -48,23 +48,6 @@ const KILLED: &str = "encode --images {} --out {} --size 32 --shard-size 64";
 fn finished(out: &Path) -> usize {
     let names = fs::read_dir(out).map(|entries| entries.map(|e| e.unwrap().file_name().into_string().unwrap()));
     names.map_or(0, |names| names.filter(|name| name.ends_with(".lat")).count())
-}
-
-fn start(line: &str, paths: &[&Path]) -> Command {
-    let mut paths = paths.iter();
-    let mut command = pipeline();
-    command.args(line.split_whitespace().map(|word| match word {
-        "{}" => paths.next().unwrap().as_os_str().to_owned(),
-        word => word.into(),
-    }));
-    command.stdout(Stdio::null()).stderr(Stdio::null());
-    command
-}
-
-/// A linear congruential generator (Knuth's MMIX constants), so that a failure can be repeated.
-fn random(state: &mut u64) -> f64 {
-    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-    (*state >> 11) as f64 / (1u64 << 53) as f64
 }
 
 #[test]

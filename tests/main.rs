@@ -11,4 +11,5 @@ mod line;
 mod load;
 mod method;
 mod program;
+mod train;
 mod verify;

@@ -1,21 +1,33 @@
 //! Running the program under test.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 /// The program as a command.
 pub fn pipeline() -> Command {
     Command::new(env!("CARGO_BIN_EXE_pipeline"))
 }
 
-/// Runs it with arguments, separated by spaces; words in braces are replaced by the paths given, in order.
-pub fn run(line: &str, paths: &[&Path]) -> Output {
+/// It with arguments as [`run`] takes them, to be started: nothing of what it says is kept.
+pub fn start(line: &str, paths: &[&Path]) -> Command {
+    let mut command = pipeline();
+    command.args(words(line, paths)).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+fn words(line: &str, paths: &[&Path]) -> Vec<OsString> {
     let mut paths = paths.iter();
-    let words = line.split_whitespace().map(|word| match word {
+    let word = |word: &str| match word {
         "{}" => paths.next().expect("one path for each {}").as_os_str().to_owned(),
         word => word.into(),
-    });
-    pipeline().args(words).output().expect("the program was built for this test")
+    };
+    line.split_whitespace().map(word).collect()
+}
+
+/// Runs it with arguments, separated by spaces; words in braces are replaced by the paths given, in order.
+pub fn run(line: &str, paths: &[&Path]) -> Output {
+    pipeline().args(words(line, paths)).output().expect("the program was built for this test")
 }
 
 /// Runs it and asserts success; the text of stdout.
@@ -54,4 +66,10 @@ pub fn images(root: &Path, classes: usize, each: usize) -> PathBuf {
         }
     }
     folder
+}
+
+/// A linear congruential generator (Knuth's MMIX constants), so that a failure can be repeated.
+pub fn random(state: &mut u64) -> f64 {
+    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    (*state >> 11) as f64 / (1u64 << 53) as f64
 }

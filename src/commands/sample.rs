@@ -15,7 +15,7 @@ use stages::sample::decode::DecodeLatents;
 use stages::sample::generate::{Generate, SampleSettings, Weights};
 use stages::sample::request::{Labels, Requests};
 use stages::sample::write::WriteSamples;
-use stages::train::checkpoint;
+use stages::train::checkpoint::{self, Newest};
 use stages::train::run_dir::RunDir;
 
 use crate::config::RunConfig;
@@ -106,9 +106,6 @@ pub(crate) fn run(args: &SampleArgs, runtime: &Runtime) -> Result<Ended> {
         format!("{} holds no run (it has no config.toml); `pipeline train --run` makes one", args.run.display())
     })?;
     let config = RunConfig::parse(&text, &args.run)?;
-    let Some((step, path)) = checkpoint::list(&run_dir.checkpoints())?.pop() else {
-        bail!("{} has no checkpoint yet; `pipeline train` writes one when it ends or is stopped", args.run.display());
-    };
     let latent = config.data.latent;
     let classes = classes(args, latent.classes)?;
     let settings = settings(args)?;
@@ -116,7 +113,14 @@ pub(crate) fn run(args: &SampleArgs, runtime: &Runtime) -> Result<Ended> {
     let kind = parse_precision(&args.precision, devices[0])?;
     let (vae, vae_name) = autoencoder(args.vae.as_deref(), &config.data.vae, &config.data.vae_xxh3)?;
 
-    let average = checkpoint::load_average(&path, &layout(&config.model, &latent))?;
+    let specs = layout(&config.model, &latent);
+    let found = checkpoint::newest(&run_dir.checkpoints(), |path| checkpoint::load_average(path, &specs))?;
+    let Some(Newest { step, path, content: average, damaged }) = found else {
+        bail!("{} has no checkpoint yet; `pipeline train` writes one when it ends or is stopped", args.run.display());
+    };
+    for damaged in &damaged {
+        show::say(&format!("warning: {damaged}; the one of step {step} is used"));
+    }
     let weights = Weights::new(config.model, latent, &average);
     let labels = match args.labels {
         LabelsArg::Random => Labels::Random,
@@ -183,23 +187,28 @@ fn classes(args: &SampleArgs, known: i64) -> Result<Vec<i64>> {
     Ok(if args.classes.is_empty() { (0..known).collect() } else { args.classes.clone() })
 }
 
-/// The autoencoder of --vae, or else the one that made the data, which must be the very same: `name` and `wanted` are
-/// what the data record of it, its name and the xxh3 of its weights.
+/// The autoencoder of --vae, or else the one that made the data ([`autoencoder_of_data`]), and its name.
 pub(crate) fn autoencoder(vae: Option<&str>, name: &str, wanted: &str) -> Result<(VaeChoice, String)> {
-    if let Some(name) = vae {
-        return Ok((VaeChoice::parse(name)?, name.to_owned()));
+    match vae {
+        Some(name) => Ok((VaeChoice::parse(name)?, name.to_owned())),
+        None => {
+            Ok((autoencoder_of_data(name, wanted).context("name the right autoencoder with --vae")?, name.to_owned()))
+        }
     }
+}
+
+/// The autoencoder that made the data, which must be the very same: `name` and `wanted` are what the data record of it, its
+/// name and the xxh3 of its weights.
+pub(crate) fn autoencoder_of_data(name: &str, wanted: &str) -> Result<VaeChoice> {
     if name.is_empty() {
-        bail!("the data do not say which autoencoder made them; name it with --vae");
+        bail!("the data do not say which autoencoder made them");
     }
-    let choice = VaeChoice::parse(name).context("the autoencoder of the data; name one with --vae")?;
+    let choice = VaeChoice::parse(name).context("the autoencoder of the data")?;
     let found = format!("{:016x}", choice.open(Device::Cpu, Kind::Float)?.identity().weights_xxh3);
     if found != wanted {
-        bail!(
-            "{name} holds other weights ({found}) than made the data ({wanted}); name the right autoencoder with --vae"
-        );
+        bail!("{name} holds other weights ({found}) than made the data ({wanted})");
     }
-    Ok((choice, name.to_owned()))
+    Ok(choice)
 }
 
 fn settings(args: &SampleArgs) -> Result<SampleSettings> {

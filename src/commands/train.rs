@@ -15,16 +15,20 @@ use stages::load::plan::Cursor;
 use stages::load::synthetic::{self, Synthetic};
 use stages::load::{self, LoadConfig, LoadMemory};
 use stages::method::config::LatentShape;
-use stages::method::layout::parameter_count;
 use stages::train::checkpoint::{self, Marks};
+use stages::train::config::TrainConfig;
+use stages::train::grids::Grids;
 use stages::train::run_dir::{RunDir, StageFigures};
 use stages::train::sink::{Listener, TrainSteps, TrainSummary};
 use stages::train::step::Trainer;
 
 use crate::commands::reading::ReadingArgs;
+use crate::commands::sample::autoencoder_of_data;
 use crate::config::{self, DataConfig, RunConfig};
 use crate::exit::{Ended, Outcome};
 use crate::show::{self, Progress};
+
+mod dry_run;
 
 /// After so long without a step the run says what holds it up.
 const STALL: Duration = Duration::from_secs(60);
@@ -85,57 +89,58 @@ pub(crate) fn run(args: &TrainArgs, runtime: &Runtime) -> Result<Ended> {
     };
     let kind = parse_precision(&args.precision, device)?;
 
-    let newest = checkpoint::list(&run_dir.checkpoints())?.pop();
-    let first_batch = newest.as_ref().map_or(0, |(step, _)| *step);
-    let load = args.reading.apply(LoadConfig {
-        pool_blocks: config.train.pool_blocks as usize,
-        cursor: Cursor { batch: first_batch },
-        batches: Some(config.train.steps.saturating_sub(first_batch)),
-        pinned: device.is_cuda(),
-        ..LoadConfig::new(config.train.seed, config.train.batch as usize)
-    });
+    let load_from = |first_batch: u64| {
+        args.reading.apply(LoadConfig {
+            pool_blocks: config.train.pool_blocks as usize,
+            cursor: Cursor { batch: first_batch },
+            batches: Some(config.train.steps.saturating_sub(first_batch)),
+            pinned: device.is_cuda(),
+            ..LoadConfig::new(config.train.seed, config.train.batch as usize)
+        })
+    };
     if args.dry_run {
         print!("{}", resolved.to_toml()?);
-        let parameters = |projector| parameter_count(&config.model, &resolved.data.latent, projector);
-        println!("# parameters: {} ({} with the projector)", parameters(false), parameters(true));
-        if let Data::Shards(dataset) = &data {
-            println!("# {}", memory_line(LoadMemory::of(dataset, &load)?));
+        let loader = match &data {
+            Data::Shards(dataset) => Some((dataset.len() as u64, LoadMemory::of(dataset, &load_from(0))?)),
+            Data::Synthetic(_) => None,
+        };
+        for line in dry_run::lines(&config, &resolved.data.latent, loader, device, kind) {
+            println!("# {line}");
         }
-        println!("# device: {device:?}, computing in {kind:?}");
         return Ok(Ended::already());
     }
 
     let steps = config.train.steps;
-    if first_batch > 0 && first_batch >= steps {
-        show::result(&format!("{} is complete: it has done {first_batch} steps of {steps}", args.run.display()));
+    // The header alone tells: a finished run needs no device.
+    let done = checkpoint::newest(&run_dir.checkpoints(), checkpoint::config)?.map_or(0, |newest| newest.step);
+    if done > 0 && done >= steps {
+        show::result(&format!("{} is complete: it has done {done} steps of {steps}", args.run.display()));
         return Ok(Ended::already());
     }
-    let batches = data.batches(&load)?;
-    let mut trainer = Trainer::new(config, resolved.data.latent, device, kind)?;
+    let mut trainer = Trainer::new(config.clone(), resolved.data.latent, device, kind)?;
     let arithmetic = training_arithmetic(device, kind);
-    if let Some((step, path)) = &newest {
-        let other = checkpoint::load(&mut trainer, path, &resolved.data.dataset, &arithmetic)?;
-        show::say(&format!("continuing {} at step {step}", args.run.display()));
-        if let Some(other) = other {
-            show::say(&format!(
-                "warning: the run was on {other} and goes on {arithmetic}: results will differ by rounding"
-            ));
-        }
-    }
+    let first_batch = restore(&mut trainer, &run_dir, &args.run, &resolved.data.dataset, &arithmetic)?;
+    let batches = data.batches(&load_from(first_batch))?;
     // Nothing that is refused above leaves a run behind.
     run_dir.begin(&resolved.to_toml()?)?;
     run_dir.rewind_metrics(first_batch)?;
 
+    let grids = grids(&config, &resolved.data, &run_dir);
     let mut progress = Progress::new("training", steps);
     let (interval, position) = (progress.interval(), progress.position());
     let (tell_stages, stages) = mpsc::channel();
     let listener = Listener {
         on_metrics: Box::new(move |metrics| progress.milestone(metrics.step, &show::metrics_line(metrics, steps))),
         on_fault: Box::new(|fault| show::say(&format!("skipped, others stand in for its samples: {fault}"))),
+        on_note: Box::new(|note| show::say(&format!("note: {note}"))),
         stages: Box::new(move || stages.try_iter().last()),
     };
-    let marks = Marks { data: resolved.data.dataset.clone(), arithmetic };
-    let steps_done = TrainSteps::new(trainer, data.scaling(), run_dir, marks, runtime.interrupt().clone(), listener);
+    let marks = Marks { data: resolved.data.dataset.clone(), arithmetic, config: resolved.to_toml()? };
+    let mut steps_done =
+        TrainSteps::new(trainer, data.scaling(), run_dir, marks, runtime.interrupt().clone(), listener);
+    if let Some(grids) = grids {
+        steps_done = steps_done.with_grids(grids);
+    }
     let mut watchdog = Watchdog::new(STALL);
     let finished = batches(steps_done) //    -> HostBatch   f16 mean, logvar [B, C, h, w]
         .observe(interval, move |report| {
@@ -154,6 +159,40 @@ pub(crate) fn run(args: &TrainArgs, runtime: &Runtime) -> Result<Ended> {
 
     show::say(&show::report_lines(&finished.report));
     Ok(Ended { outcome: outcome(&finished.output, &args.run, steps), report: Some(finished.report) })
+}
+
+/// Puts the newest readable checkpoint of the run into the trainer, and says what there is to say about it. The steps that
+/// it had done; 0 where there is none.
+fn restore(trainer: &mut Trainer, run_dir: &RunDir, run: &Path, data: &str, arithmetic: &str) -> Result<u64> {
+    let Some(found) = checkpoint::restore(trainer, &run_dir.checkpoints(), data, arithmetic)? else { return Ok(0) };
+    for damaged in &found.damaged {
+        show::say(&format!("warning: {damaged}; it is set aside as .bad, and the one before it is used"));
+    }
+    show::say(&format!("continuing {} at step {}", run.display(), found.step));
+    if let Some(other) = found.content {
+        show::say(&format!(
+            "warning: the run was on {other} and goes on {arithmetic}: results will differ by rounding"
+        ));
+    }
+    Ok(trainer.step)
+}
+
+/// What makes sample grids, if the run is to make any and the autoencoder of its data is at hand.
+fn grids(config: &TrainConfig, data: &DataConfig, run_dir: &RunDir) -> Option<Grids> {
+    if config.train.sample_every == 0 {
+        return None;
+    }
+    match autoencoder_of_data(&data.vae, &data.vae_xxh3) {
+        Ok(vae) => {
+            // Also of data that are stored scaled: the autoencoder never sees them so.
+            let scaling = Scaling { factor: data.scaling_factor, shift: data.shift_factor };
+            Some(Grids::new(vae, scaling, run_dir.samples()))
+        }
+        Err(e) => {
+            show::say(&format!("note: no sample grids will be made: {e:#}"));
+            None
+        }
+    }
 }
 
 fn outcome(summary: &TrainSummary, run: &Path, steps: u64) -> Outcome {

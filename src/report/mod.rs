@@ -40,6 +40,8 @@ pub(crate) struct Page<'a> {
     /// A row a class. The page says that none was picked.
     pub(crate) samples: Vec<SampleRow>,
     pub(crate) reconstructions: Vec<Reconstruction>,
+    /// Of the training run, oldest first.
+    pub(crate) grids: Vec<StepGrid>,
     /// How the samples were judged, as a sentence or two above the table.
     pub(crate) judged_how: String,
     pub(crate) judgement: Vec<Verdict>,
@@ -86,6 +88,13 @@ pub(crate) struct Reconstruction {
     pub(crate) decoded: RgbImage,
 }
 
+/// The sample grid of one step of training.
+#[derive(Debug)]
+pub(crate) struct StepGrid {
+    pub(crate) step: u64,
+    pub(crate) picture: RgbImage,
+}
+
 /// A line of the table of judgement.
 #[derive(Debug)]
 pub(crate) struct Verdict {
@@ -122,11 +131,16 @@ impl Page<'_> {
                 decoded: png_uri(decoded).with_context(|| format!("a reconstruction of class {class}"))?,
             })
         });
+        let grids = self.grids.iter().map(|StepGrid { step, picture }| {
+            let picture = png_uri(picture).with_context(|| format!("the sample grid of step {step}"))?;
+            Ok(ShownGrid { step: grouped(*step), picture })
+        });
         let document = Document {
             page: self,
             columns: self.samples.iter().map(|row| row.images.len()).max().unwrap_or(1).clamp(1, COLUMNS),
             samples: samples.collect::<Result<_>>()?,
             reconstructions: reconstructions.collect::<Result<_>>()?,
+            grids: grids.collect::<Result<_>>()?,
             plots: plots(self.metrics),
             window: chart::window(self.metrics.len()),
             flows: self.parts.iter().filter_map(drawn_flow).collect(),
@@ -145,6 +159,7 @@ struct Document<'a> {
     columns: usize,
     samples: Vec<ImageRow<'a>>,
     reconstructions: Vec<ImagePair<'a>>,
+    grids: Vec<ShownGrid>,
     plots: Vec<Plot>,
     /// Records that one point of a strong line is the mean of.
     window: usize,
@@ -164,6 +179,12 @@ struct ImagePair<'a> {
     class: &'a str,
     original: String,
     decoded: String,
+}
+
+#[derive(Debug)]
+struct ShownGrid {
+    step: String,
+    picture: String,
 }
 
 /// A chart and the sentences below it.

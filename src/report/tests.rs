@@ -71,6 +71,7 @@ fn full(metrics: &[Metrics]) -> Page<'_> {
             SampleRow { class: "star".into(), images: vec![picture(3)] },
         ],
         reconstructions: vec![Reconstruction { class: "disk".into(), original: picture(4), decoded: picture(5) }],
+        grids: vec![StepGrid { step: 1200, picture: picture(6) }],
         judged_how: "By the nearest real image.".into(),
         judgement: vec![Verdict { what: "disk".into(), value: "8 of 8".into() }],
         own_data: vec![OwnCommand { comment: "encode".into(), command: "pipeline encode --images photos/".into() }],
@@ -91,6 +92,7 @@ fn a_full_page_has_every_section_in_order_and_can_be_written() {
         "<h2>Samples",
         "<h2>What the autoencoder keeps",
         "<h2>Training",
+        "<h2>Samples on the way",
         "<h2>The pipeline",
         "<h2>Judgement",
         "<h2>Where the time went",
@@ -119,7 +121,7 @@ fn every_image_is_embedded_as_it_is() {
         let png = STANDARD.decode(uri.strip_prefix("data:image/png;base64,").unwrap()).unwrap();
         image::load_from_memory(&png).unwrap().into_rgb8()
     });
-    assert_eq!(embedded.collect::<Vec<_>>(), [1, 2, 3, 4, 5].map(picture));
+    assert_eq!(embedded.collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6].map(picture));
 }
 
 #[test]
@@ -150,6 +152,7 @@ fn what_is_not_there_leaves_no_empty_section() {
         headline: Vec::new(),
         parts: Vec::new(),
         samples: Vec::new(),
+        grids: Vec::new(),
         reconstructions: Vec::new(),
         judgement: Vec::new(),
         own_data: Vec::new(),

@@ -43,6 +43,28 @@ pub struct ScheduleConfig {
     pub checkpoint_every: u64,
     /// Checkpoints kept, the newest.
     pub keep_checkpoints: u64,
+    /// Checkpoints whose step is a multiple of this stay for ever; 0 for none.
+    #[serde(default)]
+    pub keep_every: u64,
+    /// Steps between sample grids from the averaged weights; one more is made at the end. 0 for none.
+    #[serde(default)]
+    pub sample_every: u64,
+    /// Evaluations of the velocity for a grid (ODE, Euler), guidance not counted.
+    #[serde(default = "default_sample_steps")]
+    pub sample_steps: u64,
+    /// Scale of classifier-free guidance in grids, at all times; 1 is none.
+    #[serde(default = "default_sample_guidance")]
+    pub sample_guidance: f64,
+}
+
+/// That of REPA's samples in training.
+fn default_sample_steps() -> u64 {
+    50
+}
+
+/// That of REPA's samples in training.
+fn default_sample_guidance() -> f64 {
+    4.0
 }
 
 impl TrainConfig {
@@ -55,6 +77,7 @@ impl TrainConfig {
             ("log_every", self.train.log_every),
             ("checkpoint_every", self.train.checkpoint_every),
             ("keep_checkpoints", self.train.keep_checkpoints),
+            ("sample_steps", self.train.sample_steps),
         ];
         if let Some((key, _)) = at_least_one.iter().find(|(_, value)| *value < 1) {
             return Some(format!("train.{key} must be at least 1"));
@@ -64,6 +87,10 @@ impl TrainConfig {
                 "train.batch = {} is not divisible by train.micro_batches = {}",
                 self.train.batch, self.train.micro_batches
             ));
+        }
+        let guidance = self.train.sample_guidance;
+        if !(guidance >= 1.0 && guidance.is_finite()) {
+            return Some(format!("train.sample_guidance = {guidance} must be at least 1, which is no guidance"));
         }
         if !(0.0..=1.0).contains(&self.ema.decay) {
             return Some(format!("ema.decay = {} must lie in 0..=1", self.ema.decay));

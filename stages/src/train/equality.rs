@@ -1,8 +1,12 @@
 //! What must be equal, is: splits of a batch, and a run that was stopped and continued.
 
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
 
-use super::checkpoint::{self, Marks};
+use super::checkpoint::{self, Keep, Marks, Snapshot, Writer};
 use super::config::{ScheduleConfig, TrainConfig};
 use super::optimiser::OptimiserConfig;
 use super::step::Trainer;
@@ -15,7 +19,7 @@ use crate::method::random;
 
 pub(super) const DATA: LatentShape = LatentShape { channels: 4, height: 8, width: 8, classes: 3 };
 
-fn config(micro_batches: u64) -> TrainConfig {
+pub(super) fn config(micro_batches: u64) -> TrainConfig {
     TrainConfig {
         model: ModelConfig {
             depth: 4,
@@ -38,13 +42,21 @@ fn config(micro_batches: u64) -> TrainConfig {
             log_every: 1,
             checkpoint_every: 5,
             keep_checkpoints: 2,
+            keep_every: 0,
+            sample_every: 0,
+            sample_steps: 3,
+            sample_guidance: 1.5,
         },
     }
 }
 
 /// A trainer whose every weight is random: with zero gates most gradients vanish and any split looks equal.
 pub(super) fn trainer(micro_batches: u64, kind: Kind) -> Trainer {
-    let mut trainer = Trainer::new(config(micro_batches), DATA, Device::Cpu, kind).unwrap();
+    trainer_of(config(micro_batches), kind)
+}
+
+fn trainer_of(config: TrainConfig, kind: Kind) -> Trainer {
+    let mut trainer = Trainer::new(config, DATA, Device::Cpu, kind).unwrap();
     let len = trainer.parameters.master.numel() as i64;
     let noise = random::normal(&[len], Device::Cpu, 17).unwrap() * 0.1;
     let _ = trainer.parameters.master.g_add_(&noise);
@@ -54,7 +66,13 @@ pub(super) fn trainer(micro_batches: u64, kind: Kind) -> Trainer {
 }
 
 fn marks() -> Marks {
-    Marks { data: "data".to_owned(), arithmetic: "cpu".to_owned() }
+    Marks { data: "data".to_owned(), arithmetic: "cpu".to_owned(), config: "batch = 8".to_owned() }
+}
+
+/// Writes a checkpoint of data "data" and arithmetic "cpu", and keeps two.
+pub(super) fn save(trainer: &Trainer, folder: &Path) -> PathBuf {
+    let (specs, keep) = (trainer.parameters.specs().to_vec(), Keep { last: 2, every: 0 });
+    Writer::new(folder.to_path_buf(), specs, marks(), keep).write(&Snapshot::of(trainer)).unwrap()
 }
 
 /// Stands for the loader: batch number g is a function of g.
@@ -112,33 +130,35 @@ fn ranks_that_slice_the_global_batch_have_its_gradients_on_average() {
     }
 }
 
-#[test]
-fn a_run_that_was_stopped_continues_bit_for_bit() {
-    for kind in [Kind::Float, Kind::BFloat16] {
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 8, failure_persistence: None, ..Default::default() })]
+
+    /// Wherever it was stopped and however often: the last checkpoint has the bytes of that of a run that never was.
+    #[test]
+    fn a_run_that_was_stopped_continues_bit_for_bit(
+        stops in prop::collection::btree_set(1_u64..7, 1..4),
+        bf16 in any::<bool>(),
+        views in 1_i64..4,
+    ) {
+        let kind = if bf16 { Kind::BFloat16 } else { Kind::Float };
+        let mut config = config(2);
+        config.objective.views = views;
+        let begin = || trainer_of(config.clone(), kind);
         let folder = tempfile::tempdir().unwrap();
-        let mut uninterrupted = trainer(2, kind);
+        let mut uninterrupted = begin();
         train(&mut uninterrupted, 7);
+        let expected = save(&uninterrupted, &folder.path().join("whole"));
 
-        let mut first = trainer(2, kind);
-        train(&mut first, 4);
-        let path = checkpoint::save(&first, folder.path(), &marks(), 2).unwrap();
-        drop(first);
-        let mut second = Trainer::new(config(2), DATA, Device::Cpu, kind).unwrap();
-        assert_eq!(checkpoint::load(&mut second, &path, "data", "cpu").unwrap(), None);
-        assert_eq!(second.step, 4);
-        train(&mut second, 7);
-
-        let state = |t: &Trainer| {
-            [&t.parameters.master, &t.average, &t.optimiser.exp_avg, &t.optimiser.exp_avg_sq, &t.optimiser.count]
-                .map(Tensor::copy)
-        };
-        for (a, b) in state(&uninterrupted).iter().zip(&state(&second)) {
-            assert!(a.equal(b), "{kind:?}");
+        let mut stopped = begin();
+        for stop in stops {
+            train(&mut stopped, stop);
+            let path = save(&stopped, folder.path());
+            stopped = Trainer::new(config.clone(), DATA, Device::Cpu, kind).unwrap();
+            prop_assert_eq!(checkpoint::load(&mut stopped, &path, "data", "cpu").unwrap(), None);
+            prop_assert_eq!(stopped.step, stop);
         }
-        let average = checkpoint::load_average(&path, second.parameters.specs()).unwrap();
-        assert!(!average.equal(&second.average));
-        checkpoint::load(&mut second, &path, "data", "cpu").unwrap();
-        assert!(average.equal(&second.average));
+        train(&mut stopped, 7);
+        prop_assert!(fs::read(save(&stopped, folder.path())).unwrap() == fs::read(expected).unwrap());
     }
 }
 
@@ -156,33 +176,4 @@ fn training_lowers_the_loss_on_a_batch_it_sees_again() {
     let last: f64 = (0..100).map(|_| loss()).skip(95).sum();
     // A network that predicts 0 has loss 2; the best that knows nothing of these very images has 1.
     assert!(last < 0.75 * first, "{first} -> {last}");
-}
-
-#[test]
-fn checkpoints_are_kept_newest_last_and_refuse_what_is_not_theirs() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut trainer = trainer(1, Kind::Float);
-    for step in [3, 12, 5] {
-        trainer.step = step;
-        checkpoint::save(&trainer, folder.path(), &marks(), 2).unwrap();
-    }
-    let all = checkpoint::list(folder.path()).unwrap();
-    assert_eq!(all.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [5, 12]);
-    let path = &all[1].1;
-
-    let elsewhere = checkpoint::load(&mut trainer, path, "data", "gpu").unwrap();
-    assert_eq!(elsewhere.as_deref(), Some("cpu"));
-    let message = checkpoint::load(&mut trainer, path, "other", "cpu").unwrap_err().to_string();
-    assert!(message.contains("was trained on dataset data"), "{message}");
-
-    let mut other = config(1);
-    other.model.hidden = 16;
-    let mut other = Trainer::new(other, DATA, Device::Cpu, Kind::Float).unwrap();
-    let message = checkpoint::load(&mut other, path, "data", "cpu").unwrap_err().to_string();
-    assert!(message.contains("this model needs"), "{message}");
-
-    let bytes = std::fs::read(path).unwrap();
-    std::fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
-    let message = checkpoint::load(&mut trainer, path, "data", "cpu").unwrap_err().to_string();
-    assert!(message.contains("not a readable checkpoint"), "{message}");
 }

@@ -1,7 +1,7 @@
-//! Training: one step, the optimiser, checkpoints and the run directory.
+//! Training: one step, the optimiser, checkpoints, sample grids and the run directory.
 //!
 //! ```text
-//! HostBatch -> Trainer::step (algorithm 1, clip, AdamW, EMA) -> metrics.jsonl, tensorboard/, checkpoints/
+//! HostBatch -> Trainer::step (algorithm 1, clip, AdamW, EMA) -> metrics.jsonl, tensorboard/, checkpoints/, samples/
 //! ```
 //!
 //! What is drawn, and how the loss is made, is `method`; what is read, and in which order, is `load`.
@@ -10,6 +10,7 @@ pub mod checkpoint;
 pub mod config;
 #[cfg(test)]
 mod equality;
+pub mod grids;
 #[cfg(test)]
 mod numerics;
 pub mod optimiser;

@@ -5,6 +5,7 @@
 //! RUN/metrics.jsonl      one object a line: step, images, losses, rates, waits for data
 //! RUN/tensorboard/       the same as event files of TensorBoard
 //! RUN/checkpoints/       step-00001000.safetensors ..
+//! RUN/samples/           step-00001000.png .., if the run makes sample grids
 //! ```
 
 use std::fs::{self, File, OpenOptions};
@@ -207,6 +208,11 @@ impl RunDir {
     /// Where checkpoints are.
     pub fn checkpoints(&self) -> PathBuf {
         self.root.join("checkpoints")
+    }
+
+    /// Where sample grids are.
+    pub fn samples(&self) -> PathBuf {
+        self.root.join("samples")
     }
 
     /// `metrics.jsonl`.

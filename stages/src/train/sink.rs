@@ -3,16 +3,22 @@
 //! Two things are told apart. The time until the first batch is that of the loader's start, once a process. A wait is
 //! the time from the end of a step until the next batch is here, on the thread that trains: what the loader costs. A GPU
 //! that still has work queued loses less.
+//!
+//! Checkpoints are copied on the thread that trains and written on one of their own, so a step waits for the copy alone. A
+//! second one may be copied while the first is being written, a third waits: two copies of 16 bytes a parameter at most.
+//! That one could not be written ends the run, at the step after that. The end of a run, whichever, waits for the disk.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant, SystemTime};
 
-use pipeline::{BoxError, End, Interrupt, Sink, Slab};
+use pipeline::{Background, BoxError, End, Interrupt, Sink, Slab};
 use tch::{Kind, Tensor};
 
-use super::checkpoint::{self, Marks};
+use super::checkpoint::{Keep, Marks, Snapshot, Writer};
+use super::grids::Grids;
 use super::run_dir::{FeatureMetrics, Metrics, RunDir, StageFigures, WaitMs};
 use super::step::{StepFigures, StepLosses, Trainer};
 use super::tensorboard::{self, EventLog};
@@ -28,6 +34,8 @@ pub struct Listener {
     pub on_metrics: Box<dyn FnMut(&Metrics) + Send>,
     /// Every block that was skipped because it cannot be read.
     pub on_fault: Box<dyn FnMut(&LoadError) + Send>,
+    /// What a person should know and need not act on.
+    pub on_note: Box<dyn FnMut(&str) + Send>,
     /// Asked for what the stages of the flow did, if that is news.
     pub stages: Box<dyn FnMut() -> Option<Vec<StageFigures>> + Send>,
 }
@@ -39,6 +47,8 @@ impl fmt::Debug for Listener {
 }
 
 /// Trains on batches; writes metrics and checkpoints into the run directory.
+///
+/// Dropping it unfinished, because the flow failed, still saves the steps that were done.
 pub struct TrainSteps {
     trainer: Trainer,
     feeder: Feeder,
@@ -53,7 +63,12 @@ pub struct TrainSteps {
     began: u64,
     /// Begun with the first line, so that a run that does nothing leaves nothing.
     events: Option<EventLog>,
+    /// The last step whose state was handed to the writer.
     saved: Option<u64>,
+    /// Until one fails.
+    grids: Option<Grids>,
+    /// Begun with the first checkpoint.
+    writer: Option<Background<Snapshot>>,
     /// False while a step changes the trainer.
     whole: bool,
     /// The end of the last step; before the first, when the flow was made.
@@ -103,11 +118,19 @@ impl TrainSteps {
             began,
             events: None,
             saved: (began > 0).then_some(began),
+            grids: None,
+            writer: None,
             whole: true,
             idle_since: Instant::now(),
             first_batch: None,
             waits: Waits::new(),
         }
+    }
+
+    /// Makes sample grids at the cadence of the configuration.
+    pub fn with_grids(mut self, grids: Grids) -> Self {
+        self.grids = Some(grids);
+        self
     }
 
     fn arrived(&mut self) {
@@ -132,13 +155,79 @@ impl TrainSteps {
         Ok(())
     }
 
+    /// Hands the state to the writer, unless it has it already.
     fn save(&mut self) -> Result<(), BoxError> {
-        if self.saved != Some(self.trainer.step) {
-            let keep = self.trainer.config.train.keep_checkpoints;
-            checkpoint::save(&self.trainer, &self.run_dir.checkpoints(), &self.marks, keep)?;
-            self.saved = Some(self.trainer.step);
+        if self.saved == Some(self.trainer.step) {
+            return Ok(());
         }
+        let mut writer = match self.writer.take() {
+            Some(writer) => writer,
+            None => self.begin_writing()?,
+        };
+        writer.hand_over(|| Snapshot::of(&self.trainer))?;
+        self.writer = Some(writer);
+        self.saved = Some(self.trainer.step);
         Ok(())
+    }
+
+    /// A grid is an aside: that it cannot be made is said once, and the run goes on without any. Its time is none of the
+    /// training's.
+    fn sample(&mut self) -> Result<(), BoxError> {
+        let Some(grids) = &mut self.grids else { return Ok(()) };
+        let began = Instant::now();
+        // libtorch's errors come as panics, most likely for want of memory on the device.
+        let made = catch_unwind(AssertUnwindSafe(|| grids.make(&self.trainer)));
+        let made = made.unwrap_or_else(|payload| {
+            let text = payload.downcast_ref::<String>().map_or("libtorch failed", String::as_str);
+            Err(text.lines().next().unwrap_or_default().into())
+        });
+        match made {
+            Ok(grid) => {
+                let step = self.trainer.step;
+                self.events()?.append_image(
+                    step,
+                    SystemTime::now(),
+                    "samples",
+                    grid.picture.dimensions(),
+                    &grid.png,
+                )?;
+            }
+            Err(error) => {
+                (self.listener.on_note)(&format!("no more sample grids will be made: {error}"));
+                self.grids = None;
+            }
+        }
+        self.window.began += began.elapsed();
+        Ok(())
+    }
+
+    fn events(&mut self) -> Result<&mut EventLog, BoxError> {
+        let events = match self.events.take() {
+            Some(events) => events,
+            None => EventLog::begin(&self.run_dir.tensorboard(), self.began, SystemTime::now())?,
+        };
+        Ok(self.events.insert(events))
+    }
+
+    fn begin_writing(&self) -> Result<Background<Snapshot>, BoxError> {
+        let schedule = &self.trainer.config.train;
+        let keep = Keep { last: schedule.keep_checkpoints, every: schedule.keep_every };
+        let specs = self.trainer.parameters.specs().to_vec();
+        let writer = Writer::new(self.run_dir.checkpoints(), specs, self.marks.clone(), keep);
+        let write = move |snapshot: Snapshot| {
+            writer.write(&snapshot)?;
+            Ok(())
+        };
+        Ok(Background::start("checkpoint", write)?)
+    }
+
+    /// Waits until everything that was handed over is on the disk.
+    fn settle(&mut self) -> Result<(), BoxError> {
+        let written = self.writer.take().map_or(Ok(()), |mut writer| writer.finish());
+        if written.is_err() {
+            self.saved = None;
+        }
+        written
     }
 
     /// Writes a line for the steps since the one before, if there are any; the last one also says how the whole was.
@@ -154,13 +243,7 @@ impl TrainSteps {
         }
         metrics.stages.clone_from(&self.stages);
         self.run_dir.append_metrics(&metrics)?;
-        let now = SystemTime::now();
-        let mut events = match self.events.take() {
-            Some(events) => events,
-            None => EventLog::begin(&self.run_dir.tensorboard(), self.began, now)?,
-        };
-        events.append(metrics.step, now, &tensorboard::scalars(&metrics))?;
-        self.events = Some(events);
+        self.events()?.append(metrics.step, SystemTime::now(), &tensorboard::scalars(&metrics))?;
         (self.listener.on_metrics)(&metrics);
         self.window = Window::begin(&self.trainer);
         Ok(())
@@ -185,10 +268,18 @@ impl Sink for TrainSteps {
         let last = step >= schedule.steps;
         // The first step is logged on its own: it shows what the loss starts from.
         let log = step == 1 || step.is_multiple_of(schedule.log_every);
+        let sample = schedule.sample_every > 0 && (last || step.is_multiple_of(schedule.sample_every));
         self.step(host, log || last)?;
         let stop = last || self.interrupt.requested();
         if log || stop {
             self.log(stop)?;
+        }
+        // Before the checkpoint: a run that is killed here and continued makes the grid again.
+        if sample {
+            self.sample()?;
+        }
+        if self.writer.as_ref().is_some_and(Background::has_failed) {
+            self.settle()?;
         }
         if stop || step.is_multiple_of(save) {
             self.save()?;
@@ -200,6 +291,7 @@ impl Sink for TrainSteps {
     fn finish(mut self, _: End) -> Result<TrainSummary, BoxError> {
         self.log(true)?;
         self.save()?;
+        self.settle()?;
         let step = self.trainer.step;
         let interrupted = step < self.trainer.config.train.steps;
         Ok(TrainSummary { step, interrupted, first_batch: self.first_batch, waits: self.waits.clone() })
@@ -209,9 +301,10 @@ impl Sink for TrainSteps {
 impl Drop for TrainSteps {
     /// A run that fails, because a block cannot be read or a disk is full, keeps the steps that were done.
     fn drop(&mut self) {
+        // The failure itself is reported; that a checkpoint failed too changes nothing about it.
+        let _ = self.settle();
         if self.whole && self.trainer.step > self.began {
-            // The failure itself is reported; that the checkpoint failed too changes nothing about it.
-            let _ = self.save();
+            let _ = self.save().and_then(|()| self.settle());
         }
     }
 }
@@ -305,10 +398,17 @@ impl Window {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::Path;
+    use std::sync::mpsc;
+
     use half::f16;
     use pipeline::{Slabs, Stop};
 
     use super::*;
+    use crate::nets::autoencoder::VaeChoice;
+    use crate::train::config::ScheduleConfig;
+    use crate::train::{checkpoint, grids};
 
     fn host(batch: u64) -> Slab<HostBatch> {
         let mut host = HostBatch::with_room([8, 4, 8, 8], false, false).unwrap();
@@ -318,23 +418,102 @@ mod tests {
         Slabs::new(1, || host.take().unwrap()).take(&Stop::never()).unwrap()
     }
 
-    /// A process that continues from step `from`, as far as it gets until `steps`.
-    fn process(folder: &std::path::Path, from: u64, steps: u64) -> TrainSummary {
+    fn quiet() -> Listener {
+        Listener {
+            on_metrics: Box::new(|_| {}),
+            on_fault: Box::new(|_| {}),
+            on_note: Box::new(|note| panic!("{note}")),
+            stages: Box::new(|| None),
+        }
+    }
+
+    const SCALING: Scaling = Scaling { factor: 1.0, shift: 0.0 };
+
+    /// A process that continues from step `from` and is to get to `steps`, with changes to its schedule.
+    fn begin(folder: &Path, from: u64, steps: u64, change: impl FnOnce(&mut ScheduleConfig)) -> TrainSteps {
         let mut trainer = super::super::equality::trainer(1, Kind::Float);
         trainer.step = from;
-        trainer.config.train.steps = steps;
-        trainer.config.train.log_every = 2;
-        let marks = Marks { data: "data".to_owned(), arithmetic: "cpu".to_owned() };
-        let scaling = Scaling { factor: 1.0, shift: 0.0 };
-        let listener = Listener { on_metrics: Box::new(|_| {}), on_fault: Box::new(|_| {}), stages: Box::new(|| None) };
+        let schedule = &mut trainer.config.train;
+        (schedule.steps, schedule.log_every) = (steps, 2);
+        change(schedule);
+        let marks = Marks { data: "data".to_owned(), arithmetic: "cpu".to_owned(), config: String::new() };
         let run = RunDir::at(folder);
         run.rewind_metrics(from).unwrap();
-        let mut sink = TrainSteps::new(trainer, scaling, run, marks, Interrupt::default(), listener);
+        TrainSteps::new(trainer, SCALING, run, marks, Interrupt::default(), quiet())
+    }
+
+    /// Until its last step.
+    fn finish(mut sink: TrainSteps) -> TrainSummary {
+        let (from, steps) = (sink.trainer.step, sink.trainer.config.train.steps);
         for step in from..steps {
             let flow = sink.consume(host(step)).unwrap();
             assert_eq!(flow.is_break(), step + 1 == steps);
         }
         sink.finish(End::Broken).unwrap()
+    }
+
+    fn process(folder: &Path, from: u64, steps: u64) -> TrainSummary {
+        finish(begin(folder, from, steps, |_| {}))
+    }
+
+    fn checkpoint_steps(folder: &Path) -> Vec<u64> {
+        let all = checkpoint::list(&RunDir::at(folder).checkpoints()).unwrap();
+        all.into_iter().map(|(step, _)| step).collect()
+    }
+
+    #[test]
+    fn grids_come_at_their_cadence_and_at_the_end_and_change_nothing() {
+        let (plain, shown) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        process(plain.path(), 0, 5);
+        let sink = begin(shown.path(), 0, 5, |schedule| schedule.sample_every = 2);
+        let run = RunDir::at(shown.path());
+        finish(sink.with_grids(Grids::new(VaeChoice::Tiny, SCALING, run.samples())));
+        let grids = grids::list(&run.samples()).unwrap();
+        assert_eq!(grids.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [2, 4, 5]);
+        let last = |folder: &Path| fs::read(folder.join("checkpoints/step-00000005.safetensors")).unwrap();
+        assert!(last(plain.path()) == last(shown.path()));
+        let events = fs::read(run.tensorboard().join("events.out.tfevents.0000000000.dualpath")).unwrap();
+        assert_eq!(events.windows(8).filter(|window| window == b"\x89PNG\r\n\x1a\n").count(), 3);
+    }
+
+    #[test]
+    fn a_grid_that_cannot_be_made_is_said_once_and_the_run_goes_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let (tell, told) = mpsc::channel();
+        let mut sink = begin(folder.path(), 0, 5, |schedule| schedule.sample_every = 1);
+        sink.listener.on_note = Box::new(move |note| tell.send(note.to_owned()).unwrap());
+        let nowhere = VaeChoice::Directory(folder.path().join("no-such-vae"));
+        let summary = finish(sink.with_grids(Grids::new(nowhere, SCALING, folder.path().join("samples"))));
+        let told: Vec<_> = told.iter().collect();
+        assert_eq!((summary.step, told.len()), (5, 1));
+        assert!(told[0].starts_with("no more sample grids") && told[0].contains("no-such-vae"), "{told:?}");
+    }
+
+    #[test]
+    fn a_checkpoint_that_cannot_be_written_ends_the_run_with_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let blocked = folder.path().join("checkpoints");
+        fs::write(&blocked, "in the way").unwrap();
+        let mut sink = begin(folder.path(), 0, 1000, |schedule| schedule.checkpoint_every = 3);
+        let error = (0..1000).find_map(|step| sink.consume(host(step)).err()).expect("long before the last step");
+        assert!(error.to_string().starts_with(&blocked.display().to_string()), "{error}");
+        assert!(sink.trainer.step < 10, "{}", sink.trainer.step);
+
+        // The place becomes free, and what was done is not lost.
+        fs::remove_file(&blocked).unwrap();
+        let done = sink.trainer.step;
+        drop(sink);
+        assert_eq!(checkpoint_steps(folder.path()), [done]);
+    }
+
+    #[test]
+    fn a_run_that_fails_elsewhere_still_saves_the_steps_that_were_done() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut sink = begin(folder.path(), 0, 9, |schedule| schedule.checkpoint_every = 2);
+        (0..3).for_each(|step| assert!(sink.consume(host(step)).unwrap().is_continue()));
+        assert!(sink.consume(host(7)).unwrap_err().to_string().contains("batch 7 arrived at step 3"));
+        drop(sink);
+        assert_eq!(checkpoint_steps(folder.path()), [2, 3]);
     }
 
     #[test]
