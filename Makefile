@@ -1,5 +1,5 @@
 # Every target sets up what it needs; a second run finds it done.
-.PHONY: demo test test-libjpeg lint setup build fuzz soak clean
+.PHONY: demo test test-libjpeg test-interop lint setup build fuzz soak clean
 
 DEMO ?= demo/
 FUZZ_SECONDS ?= 60
@@ -15,6 +15,13 @@ test: setup
 test-libjpeg: setup
 	cargo clippy -p stages --all-targets --features libjpeg -- -D warnings
 	cargo test -p stages --features libjpeg --lib decode
+
+# Exported weights in PyTorch: strict loading and the same forward pass. Wants the Python of stages/golden/README.md.
+GOLDEN_PYTHON ?= stages/golden/venv/bin/python
+test-interop: setup
+	rm -rf target/interop
+	cargo run --example interop -- target/interop
+	$(GOLDEN_PYTHON) stages/golden/interop.py target/interop
 
 lint: setup
 	cargo fmt --all --check

@@ -4,7 +4,9 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use pipeline::Runtime;
 
-use crate::commands::{bench, demo, encode, evaluate, export, import, inspect, probe, sample, train, verify};
+use crate::commands::{
+    bench, demo, encode, evaluate, export, export_weights, import, import_weights, inspect, probe, sample, train, verify,
+};
 use crate::exit::Outcome;
 
 /// Dual-path condition alignment for diffusion transformers: labelled images in, samples out.
@@ -26,6 +28,8 @@ pub(crate) enum Command {
     Verify(verify::VerifyArgs),
     Export(export::ExportArgs),
     Import(import::ImportArgs),
+    ExportWeights(export_weights::ExportWeightsArgs),
+    ImportWeights(import_weights::ImportWeightsArgs),
     Bench(bench::BenchArgs),
     Demo(demo::DemoArgs),
 }
@@ -47,6 +51,8 @@ impl Cli {
             Command::Verify(args) => verify::run(args, runtime),
             Command::Export(args) => export::run(args, runtime).map(|ended| ended.outcome),
             Command::Import(args) => import::run(args, runtime).map(|ended| ended.outcome),
+            Command::ExportWeights(args) => export_weights::run(args),
+            Command::ImportWeights(args) => import_weights::run(args),
             Command::Bench(args) => bench::run(args, runtime),
             Command::Demo(args) => demo::run(args, runtime),
         }

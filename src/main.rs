@@ -10,6 +10,7 @@ mod exit;
 mod presets;
 mod report;
 mod show;
+mod trained;
 
 use std::process::ExitCode;
 

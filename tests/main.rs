@@ -13,3 +13,4 @@ mod method;
 mod program;
 mod train;
 mod verify;
+mod weights;

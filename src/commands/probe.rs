@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 use pipeline::{Flow, Runtime};
 use serde::Serialize;
@@ -12,22 +12,18 @@ use stages::device::{Device, parse_devices, parse_precision};
 use stages::evaluate::frechet::LatentDistance;
 use stages::load::feed::{Feeder, Scaling};
 use stages::load::{self, LoadConfig};
-use stages::method::layout::layout;
-use stages::method::network::Network;
-use stages::method::parameters::views;
 use stages::method::sampler::{Guidance, Integrator};
 use stages::probe::collect::{CollectLatents, Latents};
 use stages::probe::{linear, velocity};
 use stages::sample::collect::CollectSamples;
-use stages::sample::generate::{Generate, SampleSettings, Weights};
+use stages::sample::generate::{Generate, SampleSettings};
 use stages::sample::request::{Labels, Requests};
-use stages::train::checkpoint;
-use stages::train::run_dir::RunDir;
 
 use crate::commands::reading::ReadingArgs;
 use crate::config::RunConfig;
 use crate::exit::Outcome;
 use crate::show;
+use crate::trained::Trained;
 
 /// Measure the averaged weights of a run on held-out data: velocity loss by time, linear probe of the aligned features,
 /// and a Frechet distance between sampled and real latents.
@@ -111,18 +107,8 @@ pub(crate) fn run(args: &ProbeArgs, runtime: &Runtime) -> Result<Outcome> {
     if !(0.0..=1.0).contains(&args.t) {
         bail!("--t {} must lie in 0..=1, where 0 is data", args.t);
     }
-    let run_dir = RunDir::at(&args.run);
-    let text = run_dir.config()?.with_context(|| {
-        format!("{} holds no run (it has no config.toml); `pipeline train --run` makes one", args.run.display())
-    })?;
-    let config = RunConfig::parse(&text, &args.run)?;
-    let Some((step, path)) = checkpoint::list(&run_dir.checkpoints())?.pop() else {
-        bail!("{} has no checkpoint yet; `pipeline train` writes one when it ends or is stopped", args.run.display());
-    };
-    let specs = layout(&config.model, &config.data.latent);
-    let average = checkpoint::load_average(&path, &specs)?;
-    let on_device = average.to_device(device).to_kind(kind);
-    let network = Network::new(&config.model, &config.data.latent, &views(&specs, &on_device));
+    let Trained { config, weights, file, step } = Trained::open(&args.run)?;
+    let network = weights.network(device, kind);
 
     let stopped = || Ok(Outcome::Interrupted("stopped; nothing was measured".to_owned()));
     let Some(held_out) = latents(args, &args.data, &config, device, runtime)? else { return stopped() };
@@ -144,7 +130,6 @@ pub(crate) fn run(args: &ProbeArgs, runtime: &Runtime) -> Result<Outcome> {
     let latent_frechet = match args.samples {
         0 => None,
         sampled => {
-            let weights = Weights::new(config.model.clone(), config.data.latent, &average);
             let guidance = Guidance { scale: 1.0, low: 0.0, high: 1.0 };
             let settings = SampleSettings { sampler: Integrator::Ode, steps: args.steps, guidance, seed: args.seed };
             let requests = Requests::new((0..classes).collect(), Labels::Balanced, sampled, batch as u64, args.seed);
@@ -158,7 +143,7 @@ pub(crate) fn run(args: &ProbeArgs, runtime: &Runtime) -> Result<Outcome> {
         }
     };
     let found = Found {
-        checkpoint: path.display().to_string(),
+        checkpoint: file.display().to_string(),
         step,
         count: held_out.len(),
         velocity_loss: by_t.iter().sum::<f64>() / by_t.len() as f64,

@@ -1,4 +1,6 @@
-//! `pipeline sample`: a trained run in, pictures out.
+//! `pipeline sample`: a trained run or a file of weights in, pictures out.
+
+mod source;
 
 use std::path::PathBuf;
 
@@ -7,27 +9,32 @@ use clap::{Args, ValueEnum};
 use pipeline::{Flow, Runtime};
 use serde::Serialize;
 use stages::device::{Device, Kind, parse_devices, parse_precision};
-use stages::load::feed::Scaling;
-use stages::method::layout::layout;
 use stages::method::sampler::{Guidance, Integrator};
 use stages::nets::autoencoder::VaeChoice;
 use stages::sample::decode::DecodeLatents;
-use stages::sample::generate::{Generate, SampleSettings, Weights};
+use stages::sample::generate::{Generate, SampleSettings};
 use stages::sample::request::{Labels, Requests};
 use stages::sample::write::WriteSamples;
-use stages::train::checkpoint::{self, Newest};
-use stages::train::run_dir::RunDir;
 
-use crate::config::RunConfig;
+use crate::commands::sample::source::Source;
 use crate::exit::{Ended, Outcome};
 use crate::show::{self, Progress};
 
-/// Sample images from the averaged weights of a run, as PNG files and one grid.
+/// Sample images from the averaged weights of a run, or from a file of weights, as PNG files and one grid.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct SampleArgs {
     /// Run directory of `pipeline train`; its newest checkpoint is used
-    #[arg(long, value_name = "DIR")]
-    pub(crate) run: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "weights", conflicts_with = "weights")]
+    pub(crate) run: Option<PathBuf>,
+    /// File of `pipeline import-weights` or `export-weights`; needs --vae
+    #[arg(long, value_name = "F.safetensors", requires = "vae")]
+    pub(crate) weights: Option<PathBuf>,
+    /// What the file should hold, as for `pipeline train`; one of other sizes is refused
+    #[arg(long, value_name = "NAME", requires = "weights")]
+    pub(crate) preset: Option<String>,
+    /// Change one key of the preset; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", requires = "preset")]
+    pub(crate) set: Vec<String>,
     /// Folder for the images
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
@@ -84,8 +91,10 @@ pub(crate) enum SamplerArg {
 /// `samples.json`: everything that changes the images, beside them.
 #[derive(Debug, Serialize)]
 struct Record {
+    /// The file of the weights.
     checkpoint: String,
-    step: u64,
+    /// Steps that were trained; null where a file of weights does not say.
+    step: Option<u64>,
     count: u64,
     settings: SampleSettings,
     label_scheme: Labels,
@@ -101,27 +110,11 @@ struct Record {
 }
 
 pub(crate) fn run(args: &SampleArgs, runtime: &Runtime) -> Result<Ended> {
-    let run_dir = RunDir::at(&args.run);
-    let text = run_dir.config()?.with_context(|| {
-        format!("{} holds no run (it has no config.toml); `pipeline train --run` makes one", args.run.display())
-    })?;
-    let config = RunConfig::parse(&text, &args.run)?;
-    let latent = config.data.latent;
-    let classes = classes(args, latent.classes)?;
+    let Source { weights, file, step, scaling, vae, vae_name, class_names } = Source::open(args)?;
+    let classes = classes(args, weights.data.classes)?;
     let settings = settings(args)?;
     let devices = parse_devices(&args.devices)?;
     let kind = parse_precision(&args.precision, devices[0])?;
-    let (vae, vae_name) = autoencoder(args.vae.as_deref(), &config.data.vae, &config.data.vae_xxh3)?;
-
-    let specs = layout(&config.model, &latent);
-    let found = checkpoint::newest(&run_dir.checkpoints(), |path| checkpoint::load_average(path, &specs))?;
-    let Some(Newest { step, path, content: average, damaged }) = found else {
-        bail!("{} has no checkpoint yet; `pipeline train` writes one when it ends or is stopped", args.run.display());
-    };
-    for damaged in &damaged {
-        show::say(&format!("warning: {damaged}; the one of step {step} is used"));
-    }
-    let weights = Weights::new(config.model, latent, &average);
     let labels = match args.labels {
         LabelsArg::Random => Labels::Random,
         LabelsArg::Balanced => Labels::Balanced,
@@ -135,21 +128,20 @@ pub(crate) fn run(args: &SampleArgs, runtime: &Runtime) -> Result<Ended> {
         .with_context(|| format!("cannot write samples into {}", args.out.display()))?;
     let requests = Requests::new(classes.clone(), labels, args.count, args.batch, args.seed);
     let record = Record {
-        checkpoint: path.display().to_string(),
+        checkpoint: file.display().to_string(),
         step,
         count: args.count,
         settings,
         label_scheme: labels,
         classes,
         labels: (0..args.count).map(|index| requests.label(index)).collect(),
-        class_names: config.data.class_names,
+        class_names,
         precision: format!("{kind:?}"),
         vae: vae_name,
         rounding: "255 clamp((x + 1) / 2), truncated",
     };
     let (count, n, mut progress) = (args.count, devices.len(), Progress::new("sampling", args.count));
     let batch = args.batch.max(1);
-    let scaling = Scaling { factor: config.data.scaling_factor, shift: config.data.shift_factor };
 
     #[rustfmt::skip]
     let finished = Flow::from(requests)                                          // -> SampleRequest
@@ -182,7 +174,7 @@ fn classes(args: &SampleArgs, known: i64) -> Result<Vec<i64>> {
         bail!("--count 0 asks for no images");
     }
     if let Some(wrong) = args.classes.iter().find(|class| !(0..known).contains(*class)) {
-        bail!("--classes {wrong}: the run has classes 0 to {}", known - 1);
+        bail!("--classes {wrong}: the weights have classes 0 to {}", known - 1);
     }
     Ok(if args.classes.is_empty() { (0..known).collect() } else { args.classes.clone() })
 }

@@ -21,8 +21,9 @@ from objective import block, dupa
 from optimiser import adamw
 from sampler import sampler
 from variants import variants
+from weights import checkpoints
 
-CASES = {f.__name__: f for f in (vae, block, dupa, variants, adamw, sampler, crop)}
+CASES = {f.__name__: f for f in (vae, block, dupa, variants, adamw, sampler, crop, checkpoints)}
 
 
 def main(names):

@@ -104,3 +104,28 @@ class DecoupledSiT(nn.Module):
             h = block(h, c)
         patches = self.final_layer(h, c).unflatten(1, (self.grid, self.grid)).unflatten(-1, (2, 2, 4))
         return torch.einsum("nhwpqc->nchpwq", patches).flatten(4, 5).flatten(2, 3), z, self.projectors[0](z)
+
+
+class SiT(nn.Module):
+    """Plain SiT: one stream of tokens, one condition t + y an image; with `channels` 8 the upper half is a variance."""
+
+    def __init__(self, dim, depth, heads, classes, grid, channels, projectors=()):
+        super().__init__()
+        self.grid, self.channels = grid, channels
+        self.pos_embed = nn.Parameter(position_embedding(dim, grid).float().unsqueeze(0), requires_grad=False)
+        self.x_embedder = PatchEmbed(2 * grid, 2, 4, dim)
+        self.t_embedder = TimestepEmbedder(dim)
+        self.y_embedder = LabelEmbedder(classes + 1, dim)
+        self.blocks = nn.ModuleList(SiTBlock(dim, heads) for _ in range(depth))
+        self.final_layer = FinalLayer(dim, 2 * 2 * channels)
+        mlp = lambda h, out: [nn.Linear(dim, h), nn.SiLU(), nn.Linear(h, h), nn.SiLU(), nn.Linear(h, out)]
+        if projectors:
+            self.projectors = nn.ModuleList(nn.Sequential(*mlp(h, out)) for h, out in projectors)
+
+    def forward(self, x, t, y):
+        x = self.x_embedder(x) + self.pos_embed
+        c = self.t_embedder(t) + self.y_embedder.embedding_table(y)
+        for block in self.blocks:
+            x = block(x, c)
+        patches = self.final_layer(x, c).unflatten(1, (self.grid, self.grid)).unflatten(-1, (2, 2, self.channels))
+        return torch.einsum("nhwpqc->nchpwq", patches).flatten(4, 5).flatten(2, 3)[:, :4]

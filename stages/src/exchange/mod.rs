@@ -29,6 +29,7 @@ pub mod preview;
 pub mod repa;
 pub mod tensors;
 pub mod verify;
+pub mod weights;
 
 mod font;
 

@@ -55,7 +55,8 @@ impl Weights {
         Self { model, data, flat: host }
     }
 
-    fn network(&self, device: Device, kind: Kind) -> Network {
+    /// The network over these weights, in the dtype `kind`.
+    pub fn network(&self, device: Device, kind: Kind) -> Network {
         let specs = layout::layout(&self.model, &self.data);
         let flat = Tensor::from_slice(&self.flat).to_device(device).to_kind(kind);
         network::Network::new(&self.model, &self.data, &views(&specs, &flat))

@@ -1,0 +1,138 @@
+//! Weights come from PyTorch and go back to it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::program::{images, refuse, run, succeed};
+
+/// Files that PyTorch wrote; `stages/golden/README.md` says how.
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("stages/golden").join(name)
+}
+
+/// Every tensor of a safetensors file: name, shape, bytes; and its metadata.
+fn tensors(path: &Path) -> (Vec<(String, Vec<usize>, Vec<u8>)>, std::collections::HashMap<String, String>) {
+    let bytes = fs::read(path).unwrap();
+    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut all: Vec<_> =
+        file.iter().map(|(name, view)| (name.to_owned(), view.shape().to_vec(), view.data().to_vec())).collect();
+    all.sort();
+    (all, header.metadata().clone().unwrap())
+}
+
+fn trained(folder: &Path, settings: &str) -> (PathBuf, PathBuf) {
+    let images = images(folder, 3, 4);
+    let (data, run) = (folder.join("data"), folder.join("run"));
+    succeed("encode --images {} --out {} --size 64", &[&images, &data]);
+    let small = "--preset dupa-demo --set train.batch=4 --set model.hidden=32 --set model.depth=3 --steps 3";
+    succeed(&format!("train --data {{}} --run {{}} {small} {settings}"), &[&data, &run]);
+    (data, run)
+}
+
+#[test]
+fn weights_of_sit_and_repa_are_imported_and_sampled() {
+    let folder = tempfile::tempdir().unwrap();
+    let (weights, samples) = (folder.path().join("w.safetensors"), folder.path().join("samples"));
+    let shown = succeed("import-weights {} --out {} --heads 2", &[&golden("weights_sit.pt"), &weights]);
+    assert!(shown.starts_with("imported ema of a sit of 5144 values in f32: 2 blocks, width 8, 2 heads"), "{shown}");
+    assert!(shown.contains("patch 2, 5 classes, latents 4 x 8 x 8 from "), "{shown}");
+    let (all, metadata) = tensors(&weights);
+    assert_eq!(metadata["format"], "dualpath-weights-1");
+    assert!(all.iter().all(|(name, _, _)| name != "pos_embed"));
+    let output = all.iter().find(|(name, _, _)| name == "final_layer.linear.weight").unwrap();
+    assert_eq!(output.1, [16, 8]);
+
+    let sample = "sample --weights {} --out {} --vae tiny --count 3 --steps 2";
+    succeed(sample, &[&weights, &samples]);
+    let record: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(samples.join("samples.json")).unwrap()).unwrap();
+    assert!(record["step"].is_null() && record["class_names"][4] == "4", "{record}");
+    let preset = "--preset sit-s/2 --set model.hidden=8 --set model.heads=2";
+    succeed(&format!("{sample} {preset} --set model.depth=2"), &[&weights, &samples]);
+    refuse(&format!("{sample} {preset}"), &[&weights, &samples], "model.depth is 2, and 12 by --preset sit-s/2");
+    refuse(&format!("{sample} --classes 5"), &[&weights, &samples], "classes 0 to 4");
+
+    // The raw weights and the averaged ones differ, and time is turned unless it is told otherwise.
+    let bias = |line: &str| {
+        let out = folder.path().join("other.safetensors");
+        succeed(&format!("import-weights {{}} --out {{}} --heads 2 {line}"), &[&golden("weights_sit.pt"), &out]);
+        let (all, _) = tensors(&out);
+        all.into_iter().find(|(name, _, _)| name == "final_layer.linear.bias").unwrap().2
+    };
+    let (averaged, raw, as_is) = (bias("--ema"), bias("--raw"), bias("--time repa"));
+    assert_ne!(averaged, raw);
+    let value = |bytes: &[u8]| f32::from_le_bytes(bytes[..4].try_into().unwrap());
+    assert_eq!(value(&averaged), -value(&as_is));
+    assert_eq!(bias("--time reversed"), averaged);
+
+    let output = run("import-weights {} --out {} --heads 3", &[&golden("weights_repa.pt"), &weights]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && said.contains("left out 6 tensors of further projectors"), "{said}");
+    assert!(!said.contains("time"), "REPA's time is ours: {said}");
+}
+
+#[test]
+fn a_run_is_exported_and_imported_again_with_every_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, run) = trained(folder.path(), "");
+    let at = |name: &str| folder.path().join(name);
+    let checkpoint = run.join("checkpoints/step-00000003.safetensors");
+    let (stored, _) = tensors(&checkpoint);
+    for (flag, prefix) in [("--ema", "ema."), ("--raw", "model."), ("", "ema.")] {
+        let line = format!("export-weights {{}} --out {{}} {flag}");
+        let shown = succeed(&line, &[&run, &at("exported.safetensors")]);
+        assert!(shown.contains("of a ddt of") && shown.contains("3 blocks (2 of them encode), width 32"), "{shown}");
+        let (exported, metadata) = tensors(&at("exported.safetensors"));
+        let expected: Vec<_> = stored
+            .iter()
+            .filter_map(|(name, shape, bytes)| {
+                Some((name.strip_prefix(prefix)?.to_owned(), shape.clone(), bytes.clone()))
+            })
+            .collect();
+        let (position, own): (Vec<_>, Vec<_>) = exported.into_iter().partition(|(name, _, _)| name == "pos_embed");
+        assert_eq!(own, expected, "{flag}");
+        assert_eq!(position[0].1, [1, 16, 32]);
+        let model: serde_json::Value = serde_json::from_str(&metadata["model"]).unwrap();
+        assert_eq!((&model["heads"], &model["encoder_depth"]), (&4.into(), &2.into()));
+
+        // The checkpoint itself, the way over .pt, and back.
+        succeed(&line, &[&checkpoint, &at("from-checkpoint.safetensors")]);
+        assert_eq!(tensors(&at("from-checkpoint.safetensors")).0.len(), own.len() + 1);
+        succeed(&line, &[&run, &at("exported.pt")]);
+        succeed("import-weights {} --out {}", &[&at("exported.safetensors"), &at("again.safetensors")]);
+        assert_eq!(tensors(&at("again.safetensors")).0, own, "{flag}");
+        let hints = "--heads 4 --encoder-depth 2";
+        succeed(&format!("import-weights {{}} --out {{}} {hints}"), &[&at("exported.pt"), &at("again.safetensors")]);
+        assert_eq!(tensors(&at("again.safetensors")).0, own, "{flag} .pt");
+    }
+
+    // The same pictures from the run and from what was exported of it.
+    let picture = |line: &str, source: &Path| {
+        succeed(&format!("sample {line} {{}} --out {{}} --vae tiny --count 2 --steps 3"), &[source, &at("samples")]);
+        fs::read(at("samples/000001.png")).unwrap()
+    };
+    succeed("export-weights {} --out {}", &[&run, &at("exported.safetensors")]);
+    assert_eq!(picture("--run", &run), picture("--weights", &at("exported.safetensors")));
+}
+
+#[test]
+fn what_cannot_be_imported_or_exported_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let out = at("out.safetensors");
+    refuse("import-weights {} --out {}", &[&at("missing.pt"), &out], "missing.pt: No such file");
+    refuse("import-weights {} --out {}", &[&golden("weights_sit.pt"), &out], "--heads");
+    refuse("import-weights {} --out {} --heads 3", &[&golden("weights_sit.pt"), &out], "model.heads");
+    refuse("import-weights {} --out {}", &[&golden("README.md"), &out], "neither a file of torch.save nor");
+    refuse("import-weights {} --out {}", &[&golden("vae.safetensors"), &out], "holds no SiT");
+    refuse("import-weights {} --out {}", &[&golden("weights_sit.pt"), &at("out.pt")], "export-weights");
+    let cut = at("cut.pt");
+    let bytes = fs::read(golden("weights_sit.pt")).unwrap();
+    fs::write(&cut, &bytes[..bytes.len() / 2]).unwrap();
+    refuse("import-weights {} --out {} --heads 2", &[&cut, &out], "cut.pt: the zip archive has no end record");
+    refuse("export-weights {} --out {}", &[folder.path(), &out], "holds no run");
+    let sample = "sample --weights {} --out {} --vae tiny";
+    refuse(sample, &[&golden("weights_sit.pt"), &at("samples")], "pipeline import-weights");
+    assert!(!out.exists() && !at("samples").exists());
+}
