@@ -185,7 +185,7 @@ fn no_changed_byte_makes_it_panic() {
     let directory = of(&ENTRY.to_le_bytes());
     let sizes = read(&whole).unwrap().weights.flat.len();
     let mut refusals = 0;
-    for at in (pickle..pickle_end).step_by(3).chain((directory..whole.len()).step_by(5)) {
+    for at in (pickle..pickle_end).step_by(7).chain((directory..whole.len()).step_by(11)) {
         let mut changed = whole.clone();
         changed[at] ^= 1 << (at % 8);
         match read(&changed) {
@@ -193,7 +193,7 @@ fn no_changed_byte_makes_it_panic() {
             Err(error) => refusals += usize::from(!error.to_string().is_empty()),
         }
     }
-    assert!(refusals > 500, "{refusals}");
+    assert!(refusals > 150, "{refusals}");
 }
 
 #[test]

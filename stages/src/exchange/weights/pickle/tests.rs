@@ -55,7 +55,7 @@ fn nothing_but_known_names_is_called() {
     ] {
         assert_eq!(run(&[call]).unwrap(), "Opaque", "{}", call.escape_ascii());
     }
-    assert_eq!(run(&[b"ccollections\nOrderedDict\n)RX\x01\0\0\0aK\x01s}b"]).unwrap(), "Dict([(2, 3)])");
+    assert_eq!(run(&[b"ccollections\nOrderedDict\n)RX\x01\0\0\0aK\x01s}b"]).unwrap(), "Dict([(3, 4)])");
 }
 
 #[test]
