@@ -67,7 +67,7 @@ pub fn import(path: &Path, options: &ImportOptions) -> Result<Imported, WeightsF
     network(path, WeightsFile::open(path, options.which)?, options)
 }
 
-/// Reads a file that [`super::write`] wrote as safetensors, which says itself what no shape tells.
+/// Reads a file that [`super::write()`] wrote as safetensors, which says itself what no shape tells.
 ///
 /// # Errors
 /// If it is none, or damaged.
