@@ -1,5 +1,6 @@
 //! Weights come from PyTorch and go back to it.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -10,8 +11,11 @@ fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("stages/golden").join(name)
 }
 
-/// Every tensor of a safetensors file: name, shape, bytes; and its metadata.
-fn tensors(path: &Path) -> (Vec<(String, Vec<usize>, Vec<u8>)>, std::collections::HashMap<String, String>) {
+/// Name, shape and bytes.
+type Named = (String, Vec<usize>, Vec<u8>);
+
+/// Every tensor of a safetensors file, and its metadata.
+fn tensors(path: &Path) -> (Vec<Named>, HashMap<String, String>) {
     let bytes = fs::read(path).unwrap();
     let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();

@@ -87,8 +87,8 @@ impl Source {
 fn check(found: &ModelConfig, wanted: &ModelConfig, preset: &str) -> Result<()> {
     let one_stream = found.backbone == Backbone::Sit;
     let (found, wanted) = (Table::try_from(found)?, Table::try_from(wanted)?);
-    let seen = |key: &str| !key.starts_with("projector") && !(one_stream && key == "encoder_depth");
-    for (key, wanted) in wanted.iter().filter(|(key, _)| seen(key)) {
+    let unseen = |key: &str| key.starts_with("projector") || (one_stream && key == "encoder_depth");
+    for (key, wanted) in wanted.iter().filter(|(key, _)| !unseen(key)) {
         if let Some(found) = found.get(key)
             && found != wanted
         {
