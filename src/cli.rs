@@ -5,7 +5,8 @@ use clap::{Parser, Subcommand};
 use pipeline::Runtime;
 
 use crate::commands::{
-    bench, demo, encode, evaluate, export, export_weights, import, import_weights, inspect, probe, sample, train, verify,
+    bench, demo, encode, evaluate, export, export_weights, import, import_weights, inspect, probe, sample, train,
+    verify,
 };
 use crate::exit::Outcome;
 

@@ -216,7 +216,7 @@ pub(crate) fn report_lines(report: &Report) -> String {
 
 #[cfg(test)]
 mod tests {
-    use stages::train::run_dir::WaitMs;
+    use stages::train::run_dir::{FeatureMetrics, SpreadMetrics, WaitMs};
 
     use super::*;
 
@@ -227,7 +227,13 @@ mod tests {
             images: 1600,
             velocity_loss: 0.91234,
             alignment_loss: -0.75,
-            condition_cosine: 0.8,
+            dispersive_loss: None,
+            contrastive_distance: None,
+            features: Some(FeatureMetrics {
+                condition: SpreadMetrics { cosine: 0.8, other_cosine: 0.1, rank: 30.0, deviation: 0.9 },
+                projected: SpreadMetrics { cosine: 0.75, other_cosine: 0.0, rank: 20.0, deviation: 1.0 },
+                cosine_by_gap: vec![Some(0.8); 5],
+            }),
             gradient_norm: 1.0,
             skipped: 0,
             lr: 1e-4,

@@ -100,7 +100,8 @@ fn a_full_page_has_every_section_in_order_and_can_be_written() {
     ];
     let places: Vec<_> = sections.iter().map(|text| html.find(text).unwrap_or_else(|| panic!("{text}"))).collect();
     assert!(places.is_sorted(), "{places:?}");
-    assert_eq!(html.matches("<svg").count(), 4);
+    // Loss, cosines, rank, speed, waits.
+    assert_eq!(html.matches("<svg").count(), 5);
     assert!(html.contains("40&#8239;%") && html.contains("60&#8239;%"), "shares of 8 and 12 seconds");
     assert!(html.contains("VaeEncode has the busiest threads"));
 }

@@ -93,7 +93,7 @@ fn real_quantity(value: f64, unit: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::preset;
+    use crate::config::resolve;
 
     const IMAGENET: LatentShape = LatentShape { channels: 4, height: 32, width: 32, classes: 1000 };
 
@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn a_run_of_the_paper_is_told_as_the_paper_and_its_lineage_count() {
-        let config = preset("dupa-xl/2").unwrap();
+        let config = resolve(Some("dupa-xl/2"), None, &[]).unwrap();
         let loader = LoadMemory {
             pool_bytes: 1_000_000,
             batch_bytes: 0,
@@ -125,7 +125,7 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
-        let sit = preset("sit-xl/2").unwrap();
+        let sit = resolve(Some("sit-xl/2"), None, &[]).unwrap();
         let text = lines(&sit, &IMAGENET, None, Device::Cpu, Kind::Float).join("\n");
         assert!(text.contains("118.6 GMAC") && text.contains("modulation of tokens 0 MAC"), "{text}");
         assert!(!text.contains("projector, for") && !text.contains("epochs"), "{text}");

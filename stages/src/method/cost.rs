@@ -10,7 +10,7 @@
 //! | modulation, a vector an image | 6 D² for a block, 2 D² for the final layer: all of SiT, the encoder of DDT |
 //! | modulation, a vector a token | 6 D² T for a block, 2 D² T for the final layer: the decoder of DDT |
 //! | embeddings and output | D C p² T for each patch embedding (DDT has two) and for the output; 256 D + D² for t |
-//! | projector | T (D h + h² + h o), where conditions are aligned |
+//! | projector of n layers | T (D h + (n - 2) h² + h o), where conditions are aligned |
 //!
 //! What papers print as "GFLOPs" of SiT and DiT are these MAC: 118.6 G for XL/2. A MAC is two FLOP, a backward pass costs
 //! two forward passes, and each of K views is a pass, so an image costs 2 x 3 x K x MAC to train. Norms, activations,
@@ -18,8 +18,9 @@
 
 use tch::Kind;
 
-use super::config::{Backbone, LatentShape, ModelConfig, ObjectiveConfig};
+use super::config::{Backbone, LatentShape, ModelConfig};
 use super::layout::{TIME_FEATURES, layout};
+use super::objective::config::ObjectiveConfig;
 use super::parameters::flat_len;
 
 /// Multiply-accumulates of the forward pass of one view.
@@ -61,7 +62,10 @@ impl ForwardMacs {
             image_modulation: modulation(image_blocks, image_final),
             token_modulation: tokens * modulation(token_blocks, token_final),
             ends: (embedders + 1) * d * patch * tokens + TIME_FEATURES as u64 * d + d * d,
-            projector: if projects(model, objective) { tokens * (d * h + h * h + h * o) } else { 0 },
+            projector: match projects(model, objective) {
+                true => tokens * (d * h + (model.projector_layers as u64 - 2) * h * h + h * o),
+                false => 0,
+            },
         }
     }
 

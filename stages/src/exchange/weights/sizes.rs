@@ -20,7 +20,7 @@ pub struct Hints {
 }
 
 /// What is known of a network.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Sizes {
     pub(super) model: ModelConfig,
     pub(super) latent: LatentShape,
