@@ -56,7 +56,7 @@ pub enum PickleFault {
     /// Another kind of value than the opcode works on.
     #[error("{0} is expected")]
     Expected(&'static str),
-    /// More than [`MAX_VALUES`].
+    /// More than this reader takes.
     #[error("it has more than {MAX_VALUES} values; this is no file of weights")]
     TooManyValues,
     /// A tensor of more than 8 dimensions.
