@@ -81,44 +81,46 @@ impl Stop {
     /// A node that failed keeps its sending ends until the stop is raised. "Every sender is gone and the run is not
     /// stopped" therefore always means a clean end of the stream, and the order of the two checks below matters.
     pub(crate) fn recv<T>(&self, from: &Receiver<T>, on: Wait) -> Result<Option<T>, Stopped> {
+        self.receive(from, on, || {
+            select! {
+                recv(from) -> message => Ok(message.ok()),
+                recv(self.raised) -> _ => Err(Stopped),
+            }
+        })
+    }
+
+    /// As [`recv`](Self::recv), but whoever sends never has to wake this thread: it looks again after a nap, which is
+    /// as long as there was nothing so far.
+    pub(crate) fn look<T>(&self, from: &Receiver<T>, on: Wait) -> Result<Option<T>, Stopped> {
+        self.receive(from, on, || {
+            let mut nap = FIRST_NAP;
+            loop {
+                if self.raised.recv_timeout(nap) == Err(RecvTimeoutError::Disconnected) {
+                    return Err(Stopped);
+                }
+                match from.try_recv() {
+                    Ok(message) => return Ok(Some(message)),
+                    Err(TryRecvError::Disconnected) => return Ok(None),
+                    Err(TryRecvError::Empty) => nap = (2 * nap).min(LONGEST_NAP),
+                }
+            }
+        })
+    }
+
+    /// What is there, or what `park` waits for.
+    fn receive<T>(
+        &self,
+        from: &Receiver<T>,
+        on: Wait,
+        park: impl FnOnce() -> Result<Option<T>, Stopped>,
+    ) -> Result<Option<T>, Stopped> {
         if self.stopped() {
             return Err(Stopped);
         }
         let message = match from.try_recv() {
             Ok(message) => return Ok(Some(message)),
             Err(TryRecvError::Disconnected) => None,
-            Err(TryRecvError::Empty) => self.meter.wait(on, || {
-                select! {
-                    recv(from) -> message => Ok(message.ok()),
-                    recv(self.raised) -> _ => Err(Stopped),
-                }
-            })?,
-        };
-        if message.is_none() && self.stopped() { Err(Stopped) } else { Ok(message) }
-    }
-
-    /// As [`recv`](Self::recv), but whoever sends never has to wake this thread: it looks again after a nap, which is
-    /// as long as there was nothing so far.
-    pub(crate) fn look<T>(&self, for_one: &Receiver<T>, on: Wait) -> Result<Option<T>, Stopped> {
-        if self.stopped() {
-            return Err(Stopped);
-        }
-        let message = match for_one.try_recv() {
-            Ok(message) => return Ok(Some(message)),
-            Err(TryRecvError::Disconnected) => None,
-            Err(TryRecvError::Empty) => self.meter.wait(on, || {
-                let mut nap = FIRST_NAP;
-                loop {
-                    if self.raised.recv_timeout(nap) == Err(RecvTimeoutError::Disconnected) {
-                        return Err(Stopped);
-                    }
-                    match for_one.try_recv() {
-                        Ok(message) => return Ok(Some(message)),
-                        Err(TryRecvError::Disconnected) => return Ok(None),
-                        Err(TryRecvError::Empty) => nap = (2 * nap).min(LONGEST_NAP),
-                    }
-                }
-            })?,
+            Err(TryRecvError::Empty) => self.meter.wait(on, park)?,
         };
         if message.is_none() && self.stopped() { Err(Stopped) } else { Ok(message) }
     }

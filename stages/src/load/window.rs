@@ -200,39 +200,33 @@ impl WindowTickets {
         Ok(Walked::On)
     }
 
-    /// Walks until there is a block to ask for; `false` at the end.
-    fn find(&mut self, stop: &Stop) -> Result<bool, Stopped> {
+    /// Walks until there is a block to ask for (`On`) or there can be none: waits for nothing.
+    fn look_ahead(&mut self, stop: &Stop) -> Result<Walked, Stopped> {
         loop {
             match self.blocks.front() {
-                Some(front) if front.closed || self.ended => return Ok(true),
-                None if self.ended => return Ok(false),
+                Some(front) if front.closed || self.ended => return Ok(Walked::On),
+                None if self.ended => return Ok(Walked::Ended),
                 _ => {}
             }
             match self.walk(stop)? {
                 Walked::On => {}
                 Walked::Ended => self.ended = true,
+                Walked::NoMemory => return Ok(Walked::NoMemory),
+            }
+        }
+    }
+
+    /// Walks until there is a block to ask for; `false` at the end.
+    fn find(&mut self, stop: &Stop) -> Result<bool, Stopped> {
+        loop {
+            match self.look_ahead(stop)? {
                 // Slices that are complete and beyond what consumers keep come back. If there are none of these, nothing
                 // moves unless the first block is read for the rows that have their places.
                 Walked::NoMemory if self.told + self.memory > self.begun_count + self.kept => {
                     self.fresh = Some(self.free.take(stop)?);
                 }
-                Walked::NoMemory => return Ok(true),
-            }
-        }
-    }
-
-    /// Whether there is one more block to ask for that waits for nothing.
-    fn finds_more(&mut self, stop: &Stop) -> Result<bool, Stopped> {
-        loop {
-            match self.blocks.front() {
-                Some(front) if front.closed || self.ended => return Ok(true),
-                None if self.ended => return Ok(false),
-                _ => {}
-            }
-            match self.walk(stop)? {
-                Walked::On => {}
-                Walked::Ended => self.ended = true,
-                Walked::NoMemory => return Ok(false),
+                Walked::NoMemory | Walked::On => return Ok(true),
+                Walked::Ended => return Ok(false),
             }
         }
     }
@@ -255,7 +249,7 @@ impl Source for WindowTickets {
                 self.slots[front.slot as usize].1 = None;
             }
             lists.reads.push(front.read);
-            if lists.reads.len() >= self.reads || !self.finds_more(stop)? {
+            if lists.reads.len() >= self.reads || !matches!(self.look_ahead(stop)?, Walked::On) {
                 break;
             }
         }
