@@ -11,6 +11,7 @@ mod line;
 mod load;
 mod method;
 mod program;
+mod step;
 mod train;
 mod verify;
 mod weights;

@@ -2,6 +2,7 @@
 
 mod encode;
 mod load;
+mod step;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -20,11 +21,13 @@ pub(crate) struct BenchArgs {
 enum Part {
     Encode(encode::BenchEncodeArgs),
     Load(load::BenchLoadArgs),
+    Step(step::BenchStepArgs),
 }
 
 pub(crate) fn run(args: &BenchArgs, runtime: &Runtime) -> Result<Outcome> {
     match &args.part {
         Part::Encode(args) => encode::run(args, runtime),
         Part::Load(args) => load::run(args, runtime),
+        Part::Step(args) => step::run(args),
     }
 }

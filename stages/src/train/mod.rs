@@ -18,3 +18,4 @@ pub mod run_dir;
 pub mod sink;
 pub mod step;
 pub mod tensorboard;
+pub mod trial;

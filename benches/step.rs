@@ -1,0 +1,107 @@
+//! The training step against PyTorch's, in turns: ours, eager, torch.compile, ours, ..
+//!
+//!     cargo bench --bench step -- PYTHON [--rounds R] [--batch 8] [--preset dupa-s/2] [--steps 5] [--precision f32]
+//!
+//! PYTHON has the packages of `benches/peers/requirements-step.txt`. First both compute the losses and the norm of the
+//! gradients from the same weights and draws in f32, and must agree within 1e-4; only then is anything timed. Prints a
+//! table in Markdown, of medians over the rounds.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+/// Largest relative difference of losses and gradient norm, in f32.
+const TOLERANCE: f64 = 1e-4;
+
+const MODES: [&str; 2] = ["eager", "compile"];
+
+fn main() {
+    // Cargo itself adds --bench.
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    let value = |flag: &str, default: &str| {
+        let given = words.iter().position(|word| word == flag).and_then(|at| words.get(at + 1));
+        given.cloned().unwrap_or_else(|| default.to_owned())
+    };
+    let Some(python) = words.first().filter(|word| !word.starts_with('-')) else {
+        eprintln!("give the Python of the peer: cargo bench --bench step -- .venv/bin/python [--rounds R] [--batch N]");
+        std::process::exit(2);
+    };
+    let rounds: usize = value("--rounds", "3").parse().expect("--rounds is a number");
+    let [preset, batch, steps, precision] =
+        [("--preset", "dupa-s/2"), ("--batch", "8"), ("--steps", "5"), ("--precision", "f32")]
+            .map(|(f, d)| value(f, d));
+    let folder = tempfile::tempdir().expect("the system's temporary folder can be written");
+    let record = folder.path().join("step.safetensors");
+    let common = ["--preset", &preset, "--batch", &batch];
+
+    let pipeline = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pipeline"));
+        answer(command.args(["bench", "step", "--devices", "cpu"]).args(common).args(words))
+    };
+    let peer = |mode: &str, words: &[&str]| {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/step_torch.py");
+        let mut command = Command::new(python);
+        answer(command.arg(script).arg(&record).args(["--mode", mode]).args(common).args(words))
+    };
+
+    let ours = pipeline(&["--precision", "f32", "--record", &record.to_string_lossy()]);
+    for mode in MODES {
+        let theirs = peer(mode, &["--precision", "f32", "--check"]);
+        let error = theirs["error"].as_f64().unwrap_or(f64::NAN);
+        eprintln!("ours {ours}\n{mode} {theirs}");
+        assert!(error < TOLERANCE, "{mode} PyTorch computes another step: {error:e} from ours");
+    }
+
+    let timed = ["--precision", &precision, "--steps", &steps];
+    let mut arms: Vec<(String, Vec<Value>)> =
+        ["pipeline", "PyTorch, eager", "PyTorch, torch.compile"].map(|name| (name.to_owned(), Vec::new())).into();
+    for round in 1..=rounds {
+        for (at, (name, answers)) in arms.iter_mut().enumerate() {
+            let found =
+                if at == 0 { pipeline(&[&timed[..], &["--json"]].concat()) } else { peer(MODES[at - 1], &timed) };
+            eprintln!("round {round}, {name}: {}", found["images_per_s"]);
+            answers.push(found);
+        }
+    }
+    let eager = column(&arms[1].1, "/images_per_s");
+    println!(
+        "\nA training step of {preset}, {batch} images, {precision}; medians of {rounds} rounds of {steps} steps.\n"
+    );
+    println!("| | images/s | least to most | ms a step | of eager | peak memory, MB | before the network, MB |");
+    println!("|---|---|---|---|---|---|---|");
+    for (name, answers) in &arms {
+        let rates = column(answers, "/images_per_s");
+        println!(
+            "| {name} | {:.3} | {:.3} to {:.3} | {:.0} | {:.2} x | {:.0} | {:.0} |",
+            median(&rates),
+            rates[0],
+            rates[rates.len() - 1],
+            median(&column(answers, "/ms_per_step/median")),
+            median(&rates) / median(&eager),
+            median(&column(answers, "/peak_bytes")) / 1e6,
+            median(&column(answers, "/start_bytes")) / 1e6,
+        );
+    }
+}
+
+/// What the answers say at a JSON pointer, sorted.
+fn column(answers: &[Value], pointer: &str) -> Vec<f64> {
+    let mut values: Vec<f64> =
+        answers.iter().map(|answer| answer.pointer(pointer).and_then(Value::as_f64).unwrap_or(f64::NAN)).collect();
+    values.sort_by(f64::total_cmp);
+    values
+}
+
+fn median(values: &[f64]) -> f64 {
+    values[values.len() / 2]
+}
+
+fn answer(command: &mut Command) -> Value {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {errors}");
+    let printed = String::from_utf8_lossy(&output.stdout);
+    let last = printed.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
+    serde_json::from_str(last).unwrap_or_else(|error| panic!("{command:?} printed {last:?}: {error}; {errors}"))
+}

@@ -1,0 +1,168 @@
+//! `pipeline bench step`: how long a whole training step takes on noise, and how much memory.
+//!
+//! Draws, forward, backward, clip, AdamW and average; no loading, no logging. Every step is waited for, so on a GPU the
+//! time includes what the host adds when it cannot run ahead.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use nix::sys::resource::{UsageWho, getrusage};
+use serde_json::{Value, json};
+use stages::device::{parse_devices, parse_precision, training_arithmetic};
+use stages::load::synthetic::Synthetic;
+use stages::method::config::{Backbone, LatentShape};
+use stages::train::config::TrainConfig;
+use stages::train::trial::Trial;
+
+use crate::config;
+use crate::exit::Outcome;
+use crate::show;
+
+/// Measure how long a training step takes, on noise, and how much memory.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct BenchStepArgs {
+    /// As in train
+    #[arg(long, value_name = "NAME", default_value = "dupa-s/2")]
+    preset: String,
+    /// Change one key of the preset, for example --set objective.views=3; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Images in a batch
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    batch: u64,
+    /// auto, f32 or bf16
+    #[arg(long, default_value = "auto")]
+    precision: String,
+    /// auto, cpu or cuda:0
+    #[arg(long, default_value = "auto")]
+    devices: String,
+    /// Steps to measure
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    steps: usize,
+    /// Steps to do before
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    warmup: usize,
+    /// Do one step, write what it was done with and what it gave to this safetensors file, and stop: for comparison with
+    /// another implementation
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &BenchStepArgs) -> Result<Outcome> {
+    if args.steps == 0 {
+        bail!("--steps 0 measures nothing; give at least 1");
+    }
+    let mut config = config::resolve(Some(&args.preset), None, &args.set)?;
+    config.train.batch = args.batch;
+    let [channels, height, width] = Synthetic::IMAGENET.shape.map(|n| n as i64);
+    let data = LatentShape { channels, height, width, classes: Synthetic::IMAGENET.classes.into() };
+    if let Some(problem) = config.problem(&data) {
+        bail!(problem);
+    }
+    let device = match parse_devices(&args.devices)?[..] {
+        [device] => device,
+        ref several => bail!("--devices {} names {} devices; a step is timed on one", args.devices, several.len()),
+    };
+    let kind = parse_precision(&args.precision, device)?;
+    let flops = flops_per_image(&config, &data);
+    let start = peak_bytes()?;
+    let mut trial = Trial::new(config, data, device, kind)?;
+    if let Some(path) = &args.record {
+        let figures = trial.record(path).with_context(|| format!("cannot write {}", path.display()))?;
+        let found = json!({
+            "velocity_loss": figures.velocity,
+            "alignment_loss": figures.alignment,
+            "gradient_norm": figures.gradient_norm,
+        });
+        show::result(&found.to_string());
+        return Ok(Outcome::Done);
+    }
+
+    for _ in 0..args.warmup {
+        trial.step()?;
+    }
+    let mut times = Vec::with_capacity(args.steps);
+    for _ in 0..args.steps {
+        let began = Instant::now();
+        trial.step()?;
+        times.push(began.elapsed().as_secs_f64());
+    }
+    times.sort_by(f64::total_cmp);
+    let at = |share: f64| times[(share * (times.len() - 1) as f64).round() as usize];
+    let images_per_s = args.batch as f64 / at(0.5);
+    let found = json!({
+        "preset": args.preset,
+        "batch": args.batch,
+        "precision": format!("{kind:?}"),
+        "arithmetic": training_arithmetic(device, kind),
+        "steps": args.steps,
+        "images_per_s": images_per_s,
+        "ms_per_step": { "median": at(0.5) * 1e3, "p10": at(0.1) * 1e3, "p90": at(0.9) * 1e3 },
+        "start_bytes": start,
+        "peak_bytes": peak_bytes()?,
+        "flops_per_image": flops,
+        "gflops_per_s": flops * images_per_s / 1e9,
+    });
+    show::result(&if args.json { found.to_string() } else { table(&found) });
+    Ok(Outcome::Done)
+}
+
+fn table(found: &Value) -> String {
+    let number = |pointer: &str| found.pointer(pointer).and_then(Value::as_f64).unwrap_or(f64::NAN);
+    format!(
+        "{:.3} images/s, {:.0} ms a step ({:.0} to {:.0} for the middle 80 %), {:.1} GFLOP/s of {:.1} GFLOP an image\n\
+         peak memory {:.0} MB, {:.0} MB of them before the network was made; {}",
+        number("/images_per_s"),
+        number("/ms_per_step/median"),
+        number("/ms_per_step/p10"),
+        number("/ms_per_step/p90"),
+        number("/gflops_per_s"),
+        number("/flops_per_image") / 1e9,
+        number("/peak_bytes") / 1e6,
+        number("/start_bytes") / 1e6,
+        found["arithmetic"].as_str().unwrap_or_default(),
+    )
+}
+
+/// The largest resident set of the process so far.
+fn peak_bytes() -> Result<i64> {
+    Ok(getrusage(UsageWho::RUSAGE_SELF)?.max_rss() * 1024)
+}
+
+/// Floating-point operations of a step for each image of the batch: two for each multiply-accumulate of the products,
+/// three times those of a forward pass, for each view.
+fn flops_per_image(config: &TrainConfig, data: &LatentShape) -> f64 {
+    let model = &config.model;
+    let [d, depth, encoder] = [model.hidden, model.depth, model.encoder_depth].map(|n| n as f64);
+    let tokens = ((data.height / model.patch) * (data.width / model.patch)) as f64;
+    let patch = (model.patch * model.patch * data.channels) as f64;
+    let decoupled = model.backbone == Backbone::Ddt;
+    let block = tokens * (4.0 + 2.0 * model.mlp_ratio as f64) * d * d + 2.0 * tokens * tokens * d;
+    // Rows that the modulations of decoder blocks and of the final layer are computed for.
+    let (rows, embedders) = if decoupled { (tokens, 2.0) } else { (1.0, 1.0) };
+    let modulations = 6.0 * d * d * (encoder + (depth - encoder) * rows) + 2.0 * d * d * rows;
+    let ends = (embedders + 1.0) * tokens * d * patch + (256.0 + d) * d;
+    let [h, out] = [model.projector_hidden, model.projector_out].map(|n| n as f64);
+    let projector = if config.objective.aligns() { tokens * (d * h + h * h + h * out) } else { 0.0 };
+    6.0 * config.objective.views as f64 * (depth * block + modulations + ends + projector)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 3 passes, 2 operations, 2 views, of 7.94 GMAC (S) or 30.53 GMAC (B) for the network and 1.68 or 1.88 for the projector.
+    #[test]
+    fn flops_of_a_step_are_those_of_its_products() {
+        let data = LatentShape { channels: 4, height: 32, width: 32, classes: 1000 };
+        for (preset, expected) in [("dupa-s/2", 115.4e9), ("dupa-b/2", 388.9e9), ("sit-xl/2", 711.7e9)] {
+            let flops = flops_per_image(&config::resolve(Some(preset), None, &[]).unwrap(), &data);
+            assert!((flops / expected - 1.0).abs() < 2e-3, "{preset}: {flops:e}");
+        }
+    }
+}
