@@ -107,7 +107,7 @@ impl AdamW {
     /// Clips the gradients and updates the master weights with learning rate `lr`.
     pub fn update(&mut self, parameters: &mut Parameters, lr: f64) -> Result<UpdateFigures, NativeError> {
         no_grad(|| {
-            let gradient_norm = parameters.gradients.norm();
+            let gradient_norm = norm(&parameters.gradients);
             let mut skipped = gradient_norm.isfinite().logical_not().to_kind(Kind::Float);
             if self.config.clip > 0.0 {
                 // As torch.nn.utils.clip_grad_norm_: the 1e-6 keeps a zero gradient zero.
@@ -132,6 +132,17 @@ impl AdamW {
     }
 }
 
+/// Norm of a flat f32 buffer, an f32 scalar.
+///
+/// libtorch adds the squares of a whole buffer up in f32, thread by thread: of the 40 million gradients of DUPA-S/2 that
+/// loses 0.2 %, because most squares are smaller than the last digit of the sum. So norms of pieces are taken first.
+fn norm(flat: &Tensor) -> Tensor {
+    const PIECE: i64 = 4096;
+    let (len, pieces) = (flat.numel() as i64, flat.numel() as i64 / PIECE);
+    let of_pieces = flat.narrow(0, 0, pieces * PIECE).view([pieces, PIECE]).norm_scalaropt_dim(2, 1, false);
+    Tensor::cat(&[of_pieces, flat.narrow(0, pieces * PIECE, len - pieces * PIECE)], 0).norm()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,6 +156,16 @@ mod tests {
         assert!((config.lr_at(85, 100) - 0.5).abs() < 1e-12);
         assert!(config.lr_at(99, 100) > 0.0);
         assert_eq!(OptimiserConfig::default().lr_at(12345, 20000), 1e-4);
+    }
+
+    #[test]
+    fn the_norm_of_many_small_gradients_loses_nothing() {
+        // One large value and 2^25 + 5 whose squares vanish beside its square one by one: together they are half of it.
+        let flat = Tensor::full([(1 << 25) + 5], 2f64.powi(-13), (Kind::Float, Device::Cpu));
+        let _ = flat.get(0).fill_(1.0);
+        let exact = (1.0 + ((1 << 25) + 4) as f64 * 2f64.powi(-26)).sqrt();
+        assert!((norm(&flat).double_value(&[]) / exact - 1.0).abs() < 1e-5);
+        assert_eq!(norm(&Tensor::from_slice(&[3.0f32, 4.0])).double_value(&[]), 5.0);
     }
 
     #[test]
