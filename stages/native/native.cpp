@@ -59,13 +59,13 @@ char *dualpath_set_grad(torch::Tensor *parameter, torch::Tensor *grad) {
 
 char *dualpath_fused_adamw_(torch::Tensor *parameters, torch::Tensor *gradients, torch::Tensor *exp_avg,
                             torch::Tensor *exp_avg_sq, torch::Tensor *step, double lr, double beta1, double beta2,
-                            double weight_decay, double eps, torch::Tensor *found_inf) {
+                            double weight_decay, double eps, torch::Tensor *grad_scale, torch::Tensor *found_inf) {
   return guarded([&] {
     torch::NoGradGuard no_grad;
     // The kernel expects the count of this very step, as torch.optim.AdamW(fused=True) passes it.
     step->add_(found_inf->neg().add_(1.0));
     at::_fused_adamw_({*parameters}, {*gradients}, {*exp_avg}, {*exp_avg_sq}, {}, {*step}, lr, beta1, beta2,
-                      weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false, /*grad_scale=*/{}, *found_inf);
+                      weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false, *grad_scale, *found_inf);
   });
 }
 

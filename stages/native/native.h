@@ -18,10 +18,11 @@ char *dualpath_uniform_(torch::Tensor *self, uint64_t seed);
 char *dualpath_set_grad(torch::Tensor *parameter, torch::Tensor *grad);
 
 // One AdamW update over flat buffers of one shape (ATen's fused kernel): `step` is a f32 scalar tensor that is
-// advanced first. `found_inf` (f32 scalar tensor) at 1 leaves everything as it was, the step count included.
+// advanced first. Gradients are divided by `grad_scale` (f32 scalar tensor) first, in place. `found_inf` (f32 scalar tensor)
+// at 1 leaves everything as it was, the step count included.
 char *dualpath_fused_adamw_(torch::Tensor *parameters, torch::Tensor *gradients, torch::Tensor *exp_avg,
                             torch::Tensor *exp_avg_sq, torch::Tensor *step, double lr, double beta1, double beta2,
-                            double weight_decay, double eps, torch::Tensor *found_inf);
+                            double weight_decay, double eps, torch::Tensor *grad_scale, torch::Tensor *found_inf);
 
 // Makes `*out` a one-dimensional tensor of `len` values of the scalar type `kind` (c10's number) in pinned memory, zeros.
 // Pinned memory is what a GPU copies without the help of the processor. The caller owns `*out`.

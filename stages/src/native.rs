@@ -37,6 +37,7 @@ unsafe extern "C" {
         beta2: f64,
         weight_decay: f64,
         eps: f64,
+        grad_scale: tensor,
         found_inf: tensor,
     ) -> *mut c_char;
     fn dualpath_open_library(path: *const c_char) -> *mut c_char;
@@ -79,7 +80,7 @@ pub fn set_grad(parameter: &mut Tensor, grad: &mut Tensor) -> Result<(), NativeE
 pub struct AdamWBuffers<'a> {
     /// Master weights, updated in place.
     pub parameters: &'a mut Tensor,
-    /// Gradients, read.
+    /// Gradients, divided by `grad_scale` in place.
     pub gradients: &'a mut Tensor,
     /// First moment, updated in place.
     pub exp_avg: &'a mut Tensor,
@@ -87,6 +88,8 @@ pub struct AdamWBuffers<'a> {
     pub exp_avg_sq: &'a mut Tensor,
     /// f32 scalar: updates done so far, advanced by one.
     pub step: &'a mut Tensor,
+    /// f32 scalar: how many times smaller the gradients shall be.
+    pub grad_scale: &'a mut Tensor,
     /// f32 scalar: 1 skips the update (a gradient was not finite), 0 does it. No host synchronisation.
     pub found_inf: &'a mut Tensor,
 }
@@ -122,6 +125,7 @@ pub fn fused_adamw(buffers: &mut AdamWBuffers<'_>, constants: AdamWConstants) ->
             beta2,
             weight_decay,
             eps,
+            buffers.grad_scale.as_mut_ptr(),
             buffers.found_inf.as_mut_ptr(),
         )
     })

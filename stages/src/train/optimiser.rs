@@ -109,11 +109,12 @@ impl AdamW {
         no_grad(|| {
             let gradient_norm = norm(&parameters.gradients);
             let mut skipped = gradient_norm.isfinite().logical_not().to_kind(Kind::Float);
-            if self.config.clip > 0.0 {
-                // As torch.nn.utils.clip_grad_norm_: the 1e-6 keeps a zero gradient zero.
-                let factor = (self.config.clip / (&gradient_norm + 1e-6)).clamp_max(1.0);
-                let _ = parameters.gradients.g_mul_(&factor);
-            }
+            // The kernel divides by it as it goes along: clipping costs no pass over the gradients of its own. As in
+            // torch.nn.utils.clip_grad_norm_, the 1e-6 is part of the norm.
+            let mut grad_scale = match self.config.clip > 0.0 {
+                true => ((&gradient_norm + 1e-6) / self.config.clip).clamp_min(1.0),
+                false => gradient_norm.ones_like(),
+            };
             let OptimiserConfig { beta1, beta2, eps, weight_decay, .. } = self.config;
             fused_adamw(
                 &mut AdamWBuffers {
@@ -122,6 +123,7 @@ impl AdamW {
                     exp_avg: &mut self.exp_avg,
                     exp_avg_sq: &mut self.exp_avg_sq,
                     step: &mut self.count,
+                    grad_scale: &mut grad_scale,
                     found_inf: &mut skipped,
                 },
                 AdamWConstants { lr, beta1, beta2, weight_decay, eps },
