@@ -7,16 +7,54 @@ fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     println!("cargo:rerun-if-changed=native");
     let libtorch = libtorch();
-    cc::Build::new()
+    let mut native = cc::Build::new();
+    native
         .cpp(true)
         .std("c++17")
         .warnings(false)
         .include(libtorch.join("include"))
         .include(libtorch.join("include/torch/csrc/api/include"))
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
-        .file("native/native.cpp")
-        .compile("dualpath_native");
+        // Without it at::parallel_for, which is inline, runs everything on one thread.
+        .flag("-fopenmp")
+        .files(["native/native.cpp", "native/block.cpp", "native/reads.cpp"]);
+    for (level, flags) in levels() {
+        native.objects(kernels(level, flags));
+    }
+    native.compile("dualpath_native");
+    // The one that libtorch itself uses, so that both share their threads.
+    println!("cargo:rustc-link-search=native={}", libtorch.join("lib").display());
+    println!("cargo:rustc-link-lib=dylib:+verbatim=libgomp.so.1");
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", real_lib(&libtorch).display());
+}
+
+/// Sets of instructions that the loops are compiled for; the program picks one when it runs.
+fn levels() -> &'static [(&'static str, &'static [&'static str])] {
+    match std::env::var("CARGO_CFG_TARGET_ARCH").as_deref() {
+        Ok("x86_64") => &[("plain", &[]), ("avx2", &["-mavx2", "-mfma"]), ("avx512", &["-march=x86-64-v4"])],
+        _ => &[("plain", &[])],
+    }
+}
+
+/// Compiles the loops for one set of instructions: optimised in every profile, since a test of ours that trains would
+/// take minutes without.
+fn kernels(level: &str, flags: &[&str]) -> Vec<PathBuf> {
+    // A folder for each: the objects have the same name.
+    let out = Path::new(&std::env::var_os("OUT_DIR").expect("cargo sets it")).join(level);
+    let mut build = cc::Build::new();
+    build
+        .cpp(true)
+        .std("c++17")
+        .out_dir(out)
+        .define("LEVEL", level)
+        .opt_level(3)
+        .flags(["-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"])
+        .flags(flags)
+        .file("native/kernels.cpp");
+    if level == "plain" {
+        build.define("CHOOSES", None);
+    }
+    build.compile_intermediates()
 }
 
 /// The folder that LIBTORCH names. `.cargo/config.toml` sets it; `make setup` fills it.

@@ -1,7 +1,5 @@
 #include "native.h"
 
-#include <cstring>
-#include <exception>
 #include <stdexcept>
 
 #include <dlfcn.h>
@@ -10,24 +8,9 @@
 #include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include "guarded.h"
+
 namespace {
-
-char *message(const char *text) {
-  char *copy = static_cast<char *>(malloc(strlen(text) + 1));
-  if (copy) strcpy(copy, text);
-  return copy;
-}
-
-template <typename F> char *guarded(F &&body) {
-  try {
-    body();
-    return nullptr;
-  } catch (const std::exception &e) {
-    return message(e.what());
-  } catch (...) {
-    return message("an unknown C++ exception");
-  }
-}
 
 // A CUDA generator comes from the accelerator hooks, so that this file needs no CUDA library to link.
 at::Generator seeded(const torch::Tensor &like, uint64_t seed) {

@@ -1,12 +1,14 @@
 //! Safe faces of the C++ functions in `native/`: what libtorch has and tch does not expose.
 //!
 //! Seeded draws that touch no process-wide generator, gradients that live in memory of our own, the fused AdamW
-//! kernel, and [`memory`] that a GPU copies by itself. The only module of this crate with `unsafe` in it, but for the
-//! tests' counting allocator; the method and the nets do not need it.
+//! kernel, a transformer [`block`](mod@block) for the CPU, [`memory`] that a GPU copies by itself, and a count of [`reads`]. The only module of
+//! this crate with `unsafe` in it, but for the tests' counting allocator; the method and the nets do not need it.
 
 #![allow(unsafe_code)]
 
+pub mod block;
 pub mod memory;
+pub mod reads;
 pub mod rows;
 
 use std::ffi::{CStr, CString, c_char};
@@ -40,6 +42,15 @@ unsafe extern "C" {
         grad_scale: tensor,
         found_inf: tensor,
     ) -> *mut c_char;
+    fn dualpath_block(
+        x: tensor,
+        condition: tensor,
+        weights: *const tensor,
+        heads: i64,
+        out: *mut tensor,
+    ) -> *mut c_char;
+    fn dualpath_start_counting_reads(handle: *mut u64) -> *mut c_char;
+    fn dualpath_stop_counting_reads(handle: u64) -> i64;
     fn dualpath_open_library(path: *const c_char) -> *mut c_char;
     fn dualpath_free_message(message: *mut c_char);
 }

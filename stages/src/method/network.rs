@@ -6,13 +6,17 @@
 //! channel).
 //!
 //! Shapes: N samples (images times views), T tokens, D hidden width. The network computes in the dtype of its
-//! weights; noisy latents come in and velocities go out as f32.
+//! weights; noisy latents come in and velocities go out as f32. On a CPU each block is one operation, of `native`.
+
+#[cfg(test)]
+mod fused;
 
 use tch::{Device, Kind, Tensor};
 
 use super::config::{Backbone, LatentShape, ModelConfig};
 use super::layout::{TIME_FEATURES, projector_layer};
 use super::parameters::NamedTensors;
+use crate::native::block::{self as native, BlockWeights};
 
 /// What one pass gives (Eq. 4).
 #[derive(Debug)]
@@ -152,6 +156,11 @@ impl Linear {
     fn forward(&self, x: &Tensor) -> Tensor {
         x.linear(&self.weight, self.bias.as_ref())
     }
+
+    /// Weight and bias of a layer of a block.
+    fn tensors(&self) -> [&Tensor; 2] {
+        [&self.weight, self.bias.as_ref().expect("every layer of a block has a bias")]
+    }
 }
 
 /// A convolution with stride = kernel = patch, written as a product: tokens row-major.
@@ -221,12 +230,31 @@ impl Block {
     /// `x` is `[N, T, D]`; `condition`, already through SiLU, is `[N, 1, D]` for one vector an image or `[N, T, D]`
     /// for one a token.
     fn forward(&self, x: &Tensor, condition: &Tensor) -> Tensor {
+        if x.device() != Device::Cpu {
+            return self.composed(x, condition);
+        }
+        native::block(x, condition, self.weights(), self.heads)
+            .expect("one condition an image or a token, and weights whose shapes were checked when they were loaded")
+    }
+
+    /// The same, composed of libtorch's operations: what runs on a GPU, and what the CPU's is tested against.
+    fn composed(&self, x: &Tensor, condition: &Tensor) -> Tensor {
         let [shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp] =
             <[Tensor; 6]>::try_from(self.modulation.forward(condition).chunk(6, -1))
                 .expect("6 D columns make six chunks");
         let x = x + gate_msa * self.attention(&modulate(&layer_norm(x), &shift_msa, &scale_msa));
         let hidden = self.fc1.forward(&modulate(&layer_norm(&x), &shift_mlp, &scale_mlp)).gelu("tanh");
         &x + gate_mlp * self.fc2.forward(&hidden)
+    }
+
+    fn weights(&self) -> BlockWeights<'_> {
+        BlockWeights {
+            modulation: self.modulation.tensors(),
+            qkv: self.qkv.tensors(),
+            proj: self.proj.tensors(),
+            fc1: self.fc1.tensors(),
+            fc2: self.fc2.tensors(),
+        }
     }
 
     fn attention(&self, x: &Tensor) -> Tensor {

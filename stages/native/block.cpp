@@ -1,0 +1,335 @@
+// One block of the transformer on a CPU, forward and backward by hand.
+//
+// Between the products, which are ATen's, there is one pass over memory where composed operations make five to ten: biases,
+// modulation, gate, residual and their gradients, sums over rows included, are parts of it. GELU's output and the weights
+// of the attention are computed again in the backward pass, which costs less than keeping them.
+//
+// Attention is two products and a softmax for each head, on scores that fit into a core's cache: for a few hundred tokens
+// that is faster than ATen's flash kernel.
+#include "native.h"
+
+#include <ATen/Parallel.h>
+
+#include "guarded.h"
+#include "kernels.h"
+
+namespace {
+
+using dualpath::Accumulator;
+using dualpath::Bf16;
+using dualpath::Head;
+using dualpath::Kernels;
+using dualpath::Modulation;
+using dualpath::ModulationGrad;
+using dualpath::Part;
+using dualpath::PARTS;
+using dualpath::Rows;
+using torch::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+enum Weight { ADA_W, ADA_B, QKV_W, QKV_B, PROJ_W, PROJ_B, FC1_W, FC1_B, FC2_W, FC2_B };
+
+struct Sizes {
+  int64_t images, tokens, width, heads, hidden;
+  bool per_token;
+
+  int64_t rows() const { return images * tokens; }
+  int64_t head() const { return width / heads; }
+  int64_t modulated() const { return per_token ? 1 : tokens; }
+};
+
+template <typename T> T *data(const Tensor &tensor) { return static_cast<T *>(tensor.data_ptr()); }
+
+// All of a block in one dtype.
+template <typename T> struct Block {
+  using A = Accumulator<T>;
+
+  const Kernels<T> &run = dualpath::kernels<T>();
+  Sizes size;
+  at::TensorOptions values, sums;
+
+  Block(const Tensor &x, Sizes size)
+      : size(size), values(x.options()), sums(x.options().dtype(c10::CppTypeToScalarType<A>::value)) {}
+
+  Tensor matrix(int64_t columns) const { return at::empty({size.rows(), columns}, values); }
+  Tensor statistic() const { return at::empty({size.rows()}, sums); }
+
+  Modulation<T> modulation(const Tensor &m, const Tensor &bias) const {
+    return {data<T>(m), data<T>(bias), size.modulated()};
+  }
+
+  // Rows in pieces of some work each, on all threads.
+  template <typename F> void over_rows(int64_t width, F &&body) const {
+    at::parallel_for(0, size.rows(), std::max<int64_t>(1, 16384 / width),
+                     [&](int64_t begin, int64_t end) { body(Rows{begin, end, width}); });
+  }
+
+  // The rows of each image on one thread, which may then add to sums of that image: these do not depend on the number
+  // of threads.
+  template <typename F> void over_images(int64_t width, F &&body) const {
+    at::parallel_for(0, size.images, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t image = begin; image < end; ++image)
+        body(image, Rows{image * size.tokens, (image + 1) * size.tokens, width});
+    });
+  }
+
+  Tensor sums_of_images(int64_t width) const { return at::zeros({size.images, width}, sums); }
+  Tensor summed(const Tensor &of_images) const { return of_images.sum(0).to(values.dtype()); }
+
+  // Heads that one task takes: a product for each head in f32, whose scores a core's cache holds; all heads of an image in
+  // bf16, where a product begins with a search for its kernel.
+  int64_t group() const { return std::is_same_v<T, Bf16> ? size.heads : 1; }
+
+  // Buffers of a task: q, k, v and others of `group` heads, and their scores.
+  Tensor part_of_heads() const { return at::empty({group(), size.tokens, size.head()}, values); }
+  Tensor scores() const { return at::empty({group(), size.tokens, size.tokens}, values); }
+
+  template <typename F> void over_heads(F &&begin_task) const {
+    const int64_t groups = size.heads / group();
+    at::parallel_for(0, size.images * groups, 1, [&](int64_t begin, int64_t end) {
+      at::AutoDispatchBelowADInplaceOrView no_autograd;
+      auto task = begin_task();
+      for (int64_t i = begin; i < end; ++i) task(i / groups, i % groups * group());
+    });
+  }
+
+  // q (divided by the root of its width), k or v of the heads from `head` on, biases added.
+  void take(int which, int64_t image, int64_t head, const Tensor &qkv, const Tensor &bias, Tensor &to) const {
+    const int64_t width = size.head(), stride = 3 * size.width;
+    const A factor = which == 0 ? A(1 / std::sqrt(static_cast<double>(width))) : A(1);
+    for (int64_t i = 0; i < group(); ++i) {
+      const int64_t column = which * size.width + (head + i) * width;
+      run.gather({size.tokens, width, stride}, data<T>(qkv) + image * size.tokens * stride + column,
+                 data<T>(bias) + column, factor, data<T>(to) + i * size.tokens * width);
+    }
+  }
+
+  Tensor attention(const Tensor &qkv, const Tensor &bias, const Tensor &log_sums) const {
+    Tensor out = matrix(size.width);
+    const int64_t width = size.head(), tokens = size.tokens;
+    over_heads([&] {
+      return [&, q = part_of_heads(), k = part_of_heads(), v = part_of_heads(), o = part_of_heads(),
+              s = scores()](int64_t image, int64_t head) mutable {
+        take(0, image, head, qkv, bias, q);
+        take(1, image, head, qkv, bias, k);
+        take(2, image, head, qkv, bias, v);
+        at::bmm_out(s, q, k.transpose(1, 2));
+        run.softmax({0, group() * tokens, tokens}, data<T>(s), data<A>(log_sums) + (image * size.heads + head) * tokens);
+        at::bmm_out(o, s, v);
+        for (int64_t i = 0; i < group(); ++i)
+          run.scatter({tokens, width, size.width}, data<T>(o) + i * tokens * width, A(1),
+                      data<T>(out) + image * tokens * size.width + (head + i) * width, nullptr);
+      };
+    });
+    return out;
+  }
+
+  // d_qkv `[rows, 3 width]`; the sums over the rows of each image are added to d_bias `[images, 3 width]`.
+  Tensor attention_backward(const Tensor &d_out, const Tensor &out, const Tensor &qkv, const Tensor &bias,
+                            const Tensor &log_sums, const Tensor &d_bias) const {
+    Tensor d_qkv = matrix(3 * size.width);
+    const int64_t width = size.head(), tokens = size.tokens, stride = 3 * size.width;
+    over_heads([&] {
+      return [&, q = part_of_heads(), k = part_of_heads(), v = part_of_heads(), d = part_of_heads(), dq = part_of_heads(),
+              dk = part_of_heads(), dv = part_of_heads(), p = scores(), dp = scores(),
+              delta = at::empty({group() * tokens}, sums)](int64_t image, int64_t head) mutable {
+        take(0, image, head, qkv, bias, q);
+        take(1, image, head, qkv, bias, k);
+        take(2, image, head, qkv, bias, v);
+        for (int64_t i = 0; i < group(); ++i) {
+          const Head place{tokens, width, size.width};
+          const int64_t offset = image * tokens * size.width + (head + i) * width;
+          run.gather(place, data<T>(d_out) + offset, nullptr, A(1), data<T>(d) + i * tokens * width);
+          run.delta(place, data<T>(d_out) + offset, data<T>(out) + offset, data<A>(delta) + i * tokens);
+        }
+        const Rows rows{0, group() * tokens, tokens};
+        at::bmm_out(p, q, k.transpose(1, 2));
+        run.softmax_again(rows, data<T>(p), data<A>(log_sums) + (image * size.heads + head) * tokens);
+        at::bmm_out(dv, p.transpose(1, 2), d);
+        at::bmm_out(dp, d, v.transpose(1, 2));
+        run.softmax_backward(rows, data<T>(p), data<A>(delta), data<T>(dp));
+        at::bmm_out(dq, dp, k);
+        at::bmm_out(dk, dp.transpose(1, 2), q); // q holds the factor already
+        const A factor = A(1 / std::sqrt(static_cast<double>(width)));
+        for (int64_t i = 0; i < group(); ++i) {
+          const Tensor *parts[] = {&dq, &dk, &dv};
+          for (int which = 0; which < 3; ++which) {
+            const int64_t column = which * size.width + (head + i) * width;
+            run.scatter({tokens, width, stride}, data<T>(*parts[which]) + i * tokens * width, which == 0 ? factor : A(1),
+                        data<T>(d_qkv) + image * tokens * stride + column, data<A>(d_bias) + image * stride + column);
+          }
+        }
+      };
+    });
+    return d_qkv;
+  }
+
+  // All that the backward pass needs besides the weights.
+  enum Saved { X, CONDITION, M, H1, MEAN1, RSTD1, QKV, LOG_SUMS, MIXED, A1, X2, H2, MEAN2, RSTD2, F, A2 };
+
+  Tensor forward(const Tensor &x, const Tensor &condition, const variable_list &w, variable_list &saved) const {
+    const int64_t width = size.width;
+    Tensor m = at::mm(condition, w[ADA_W].t());
+    const auto modulation = this->modulation(m, w[ADA_B]);
+
+    Tensor h1 = matrix(width), mean1 = statistic(), rstd1 = statistic();
+    over_rows(width, [&](Rows rows) {
+      run.norm(rows, data<T>(x), modulation, dualpath::SHIFT_MSA, dualpath::SCALE_MSA, data<T>(h1), data<A>(mean1),
+               data<A>(rstd1));
+    });
+    Tensor qkv = at::mm(h1, w[QKV_W].t());
+    Tensor log_sums = at::empty({size.images * size.heads * size.tokens}, sums);
+    Tensor mixed = attention(qkv, w[QKV_B], log_sums);
+    Tensor a1 = at::mm(mixed, w[PROJ_W].t());
+
+    Tensor x2 = matrix(width), h2 = matrix(width), mean2 = statistic(), rstd2 = statistic();
+    over_rows(width, [&](Rows rows) {
+      for (int64_t row = rows.begin; row < rows.end; ++row) { // one row at a time, so that the second pass finds it in L1
+        const Rows one{row, row + 1, width};
+        run.gate(one, data<T>(x), data<T>(a1), data<T>(w[PROJ_B]), modulation, dualpath::GATE_MSA, data<T>(x2));
+        run.norm(one, data<T>(x2), modulation, dualpath::SHIFT_MLP, dualpath::SCALE_MLP, data<T>(h2), data<A>(mean2),
+                 data<A>(rstd2));
+      }
+    });
+    Tensor f = at::mm(h2, w[FC1_W].t());
+    Tensor g = matrix(size.hidden);
+    over_rows(size.hidden, [&](Rows rows) { run.gelu(rows, data<T>(f), data<T>(w[FC1_B]), data<T>(g)); });
+    Tensor a2 = at::mm(g, w[FC2_W].t());
+    Tensor y = matrix(width);
+    over_rows(width, [&](Rows rows) {
+      run.gate(rows, data<T>(x2), data<T>(a2), data<T>(w[FC2_B]), modulation, dualpath::GATE_MLP, data<T>(y));
+    });
+    saved = {x, condition, m, h1, mean1, rstd1, qkv, log_sums, mixed, a1, x2, h2, mean2, rstd2, f, a2};
+    return y;
+  }
+
+  // Gradients of x, the condition and the weights, in this order. Empties `s` as it goes along.
+  variable_list backward(const Tensor &dy, variable_list &s, const variable_list &w) const {
+    const int64_t width = size.width;
+    const auto modulation = this->modulation(s[M], w[ADA_B]);
+    Tensor dm_tokens = size.per_token ? matrix(PARTS * width) : Tensor();
+    Tensor dm_sums = sums_of_images(PARTS * width);
+    auto dm = [&](int64_t image) {
+      return ModulationGrad<T>{size.per_token ? data<T>(dm_tokens) : nullptr, data<A>(dm_sums) + image * PARTS * width};
+    };
+
+    Tensor d_a2 = matrix(width), d_fc2_b = sums_of_images(width);
+    over_images(width, [&](int64_t image, Rows rows) {
+      run.gate_backward(rows, data<T>(dy), data<T>(s[A2]), data<T>(w[FC2_B]), modulation, dualpath::GATE_MLP,
+                        data<T>(d_a2), data<A>(d_fc2_b) + image * width, dm(image));
+    });
+    s[A2].reset();
+    Tensor d_f = at::mm(d_a2, w[FC2_W]), g = matrix(size.hidden), d_fc1_b = sums_of_images(size.hidden);
+    over_images(size.hidden, [&](int64_t image, Rows rows) {
+      run.gelu_backward(rows, data<T>(s[F]), data<T>(w[FC1_B]), data<T>(d_f), data<T>(g),
+                        data<A>(d_fc1_b) + image * size.hidden);
+    });
+    s[F].reset();
+    Tensor d_fc2_w = at::mm(d_a2.t(), g);
+    g.reset();
+    d_a2.reset();
+    Tensor d_fc1_w = at::mm(d_f.t(), s[H2]);
+    s[H2].reset();
+    Tensor d_h2 = at::mm(d_f, w[FC1_W]);
+    d_f.reset();
+
+    Tensor d_x2 = matrix(width), d_a1 = matrix(width), d_proj_b = sums_of_images(width);
+    over_images(width, [&](int64_t image, Rows rows) {
+      for (int64_t row = rows.begin; row < rows.end; ++row) {
+        const Rows one{row, row + 1, width};
+        run.norm_backward(one, data<T>(d_h2), data<T>(s[X2]), data<A>(s[MEAN2]), data<A>(s[RSTD2]), data<T>(dy),
+                          modulation, dualpath::SHIFT_MLP, dualpath::SCALE_MLP, data<T>(d_x2), dm(image));
+        run.gate_backward(one, data<T>(d_x2), data<T>(s[A1]), data<T>(w[PROJ_B]), modulation, dualpath::GATE_MSA,
+                          data<T>(d_a1), data<A>(d_proj_b) + image * width, dm(image));
+      }
+    });
+    s[X2].reset();
+    s[A1].reset();
+    Tensor d_proj_w = at::mm(d_a1.t(), s[MIXED]);
+    Tensor d_mixed = at::mm(d_a1, w[PROJ_W]);
+    Tensor d_qkv_b = sums_of_images(3 * width);
+    Tensor d_qkv = attention_backward(d_mixed, s[MIXED], s[QKV], w[QKV_B], s[LOG_SUMS], d_qkv_b);
+    s[QKV].reset();
+    s[MIXED].reset();
+    Tensor d_qkv_w = at::mm(d_qkv.t(), s[H1]);
+    s[H1].reset();
+    Tensor d_h1 = at::mm(d_qkv, w[QKV_W]);
+    d_qkv.reset();
+
+    Tensor dx = matrix(width);
+    over_images(width, [&](int64_t image, Rows rows) {
+      run.norm_backward(rows, data<T>(d_h1), data<T>(s[X]), data<A>(s[MEAN1]), data<A>(s[RSTD1]), data<T>(d_x2),
+                        modulation, dualpath::SHIFT_MSA, dualpath::SCALE_MSA, data<T>(dx), dm(image));
+    });
+    Tensor d_m = size.per_token ? dm_tokens : dm_sums.to(values.dtype());
+    Tensor d_ada_w = at::mm(d_m.t(), s[CONDITION]);
+    Tensor d_condition = at::mm(d_m, w[ADA_W]);
+    return {dx,       d_condition,      d_ada_w, summed(dm_sums),  d_qkv_w, summed(d_qkv_b),
+            d_proj_w, summed(d_proj_b), d_fc1_w, summed(d_fc1_b), d_fc2_w, summed(d_fc2_b)};
+  }
+};
+
+template <typename F> auto in_dtype(const Tensor &x, Sizes size, F &&body) {
+  switch (x.scalar_type()) {
+  case at::kFloat:
+    return body(Block<float>(x, size));
+  case at::kDouble:
+    return body(Block<double>(x, size));
+  case at::kBFloat16:
+    return body(Block<Bf16>(x, size));
+  default:
+    throw std::invalid_argument("a block computes in f32, f64 or bf16");
+  }
+}
+
+struct BlockFunction : torch::autograd::Function<BlockFunction> {
+  static Tensor forward(AutogradContext *context, Tensor x, Tensor condition, Tensor ada_w, Tensor ada_b, Tensor qkv_w,
+                        Tensor qkv_b, Tensor proj_w, Tensor proj_b, Tensor fc1_w, Tensor fc1_b, Tensor fc2_w, Tensor fc2_b,
+                        int64_t heads) {
+    at::AutoDispatchBelowADInplaceOrView no_autograd;
+    const auto shape = x.sizes();
+    const Sizes size{shape[0], shape[1], shape[2], heads, fc1_w.size(0), condition.size(1) != 1};
+    variable_list weights{ada_w, ada_b, qkv_w, qkv_b, proj_w, proj_b, fc1_w, fc1_b, fc2_w, fc2_b}, saved;
+    for (const Tensor &weight : weights)
+      TORCH_CHECK_VALUE(weight.is_contiguous() && weight.scalar_type() == x.scalar_type() && weight.is_cpu(),
+                        "the weights of a block lie on the CPU, one value behind the other, in the dtype of its tokens");
+    const Tensor rows = x.contiguous().view({size.rows(), size.width});
+    const Tensor conditions = condition.contiguous().view({-1, size.width});
+    Tensor y = in_dtype(x, size, [&](auto block) { return block.forward(rows, conditions, weights, saved); });
+    context->save_for_backward(weights);
+    // Not as saved variables, which live until the whole backward pass of this node is done.
+    context->saved_data["kept"] = std::move(saved);
+    context->saved_data["sizes"] = std::vector<int64_t>{size.images, size.tokens, size.width, heads, size.hidden};
+    context->saved_data["condition"] = condition.sizes().vec();
+    return y.view(shape);
+  }
+
+  static variable_list backward(AutogradContext *context, variable_list gradients) {
+    at::AutoDispatchBelowADInplaceOrView no_autograd;
+    const auto sizes = context->saved_data["sizes"].toIntVector();
+    const auto condition = context->saved_data["condition"].toIntVector();
+    const Sizes size{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], condition[1] != 1};
+    const variable_list weights = context->get_saved_variables();
+    const auto kept = context->saved_data.find("kept");
+    TORCH_CHECK(kept != context->saved_data.end(), "a block goes backward once");
+    variable_list saved = kept->second.toTensorVector();
+    context->saved_data.erase(kept);
+    const Tensor dy = gradients[0].contiguous().view({size.rows(), size.width});
+    variable_list found = in_dtype(dy, size, [&](auto block) { return block.backward(dy, saved, weights); });
+    found[0] = found[0].view({size.images, size.tokens, size.width});
+    found[1] = found[1].view(condition);
+    found.emplace_back(); // of the number of heads
+    return found;
+  }
+};
+
+} // namespace
+
+char *dualpath_block(torch::Tensor *x, torch::Tensor *condition, torch::Tensor *const *w, int64_t heads,
+                     torch::Tensor **out) {
+  return guarded([&] {
+    *out = new torch::Tensor(BlockFunction::apply(*x, *condition, *w[0], *w[1], *w[2], *w[3], *w[4], *w[5], *w[6], *w[7],
+                                                  *w[8], *w[9], heads));
+  });
+}

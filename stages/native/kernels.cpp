@@ -1,0 +1,299 @@
+// Compiled once for each set of instructions, with LEVEL naming it; the plain one also holds the choice.
+#include "kernels.h"
+
+namespace dualpath {
+namespace {
+
+inline float load(const float *at) { return *at; }
+inline double load(const double *at) { return *at; }
+inline float load(const Bf16 *at) {
+  uint32_t bits = static_cast<uint32_t>(at->bits) << 16;
+  float value;
+  __builtin_memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline void store(float *at, float value) { *at = value; }
+inline void store(double *at, double value) { *at = value; }
+// To nearest, ties to even; a NaN stays one.
+inline void store(Bf16 *at, float value) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof bits);
+  uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  at->bits = static_cast<uint16_t>(value == value ? rounded : 0x7fc0);
+}
+
+// exp after Cephes, relative error below 2e-7: libm's would be called value by value.
+inline float exponential(float x) {
+  x = x < -87.3f ? -87.3f : x;
+  x = x > 88.3f ? 88.3f : x;
+  float scaled = x * 1.44269504f;
+  int n = static_cast<int>(scaled + (scaled < 0 ? -0.5f : 0.5f));
+  float whole = static_cast<float>(n);
+  float r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  uint32_t bits = static_cast<uint32_t>(n + 127) << 23;
+  float power;
+  __builtin_memcpy(&power, &bits, sizeof power);
+  return p * power;
+}
+inline double exponential(double x) { return __builtin_exp(x); }
+
+inline float root(float x) { return __builtin_sqrtf(x); }
+inline double root(double x) { return __builtin_sqrt(x); }
+inline float logarithm(float x) { return __builtin_logf(x); }
+inline double logarithm(double x) { return __builtin_log(x); }
+
+template <typename T> struct Loops {
+  using A = Accumulator<T>;
+
+  // Where a part of row r of a modulation lies.
+  static const T *part(const Modulation<T> &m, int64_t row, int64_t width, Part which) {
+    return m.values + (row / m.tokens_per_row) * PARTS * width + which * width;
+  }
+
+  static void norm(Rows rows, const T *x, Modulation<T> m, Part shift, Part scale, T *h, A *mean, A *rstd) {
+    const int64_t width = rows.width;
+    const T *shift_bias = m.bias + shift * width, *scale_bias = m.bias + scale * width;
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      const T *in = x + row * width;
+      A sum = 0, squares = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t i = 0; i < width; ++i) sum += load(in + i);
+      const A middle = sum / width;
+#pragma omp simd reduction(+ : squares)
+      for (int64_t i = 0; i < width; ++i) squares += (load(in + i) - middle) * (load(in + i) - middle);
+      const A over = 1 / root(squares / width + A(1e-6));
+      mean[row] = middle;
+      rstd[row] = over;
+      const T *shifts = part(m, row, width, shift), *scales = part(m, row, width, scale);
+      T *out = h + row * width;
+#pragma omp simd
+      for (int64_t i = 0; i < width; ++i) {
+        const A unit = (load(in + i) - middle) * over;
+        store(out + i, unit * (1 + load(scales + i) + load(scale_bias + i)) + load(shifts + i) + load(shift_bias + i));
+      }
+    }
+  }
+
+  static void gate(Rows rows, const T *x, const T *a, const T *bias, Modulation<T> m, Part which, T *y) {
+    const int64_t width = rows.width;
+    const T *gate_bias = m.bias + which * width;
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      const T *in = x + row * width, *add = a + row * width, *gates = part(m, row, width, which);
+      T *out = y + row * width;
+#pragma omp simd
+      for (int64_t i = 0; i < width; ++i)
+        store(out + i, load(in + i) + (load(gates + i) + load(gate_bias + i)) * (load(add + i) + load(bias + i)));
+    }
+  }
+
+  static void gate_backward(Rows rows, const T *dy, const T *a, const T *bias, Modulation<T> m, Part which, T *da,
+                            A *d_bias, ModulationGrad<T> dm) {
+    const int64_t width = rows.width;
+    const T *gate_bias = m.bias + which * width;
+    A *sum = dm.sum + which * width;
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      const T *in = dy + row * width, *add = a + row * width, *gates = part(m, row, width, which);
+      T *out = da + row * width;
+#pragma omp simd
+      for (int64_t i = 0; i < width; ++i) {
+        const A value = load(in + i) * (load(gates + i) + load(gate_bias + i));
+        store(out + i, value);
+        d_bias[i] += value;
+        sum[i] += load(in + i) * (load(add + i) + load(bias + i));
+      }
+      if (!dm.tokens) continue;
+      T *d_gate = dm.tokens + (row * PARTS + which) * width;
+#pragma omp simd
+      for (int64_t i = 0; i < width; ++i) store(d_gate + i, load(in + i) * (load(add + i) + load(bias + i)));
+    }
+  }
+
+  static void norm_backward(Rows rows, const T *dh, const T *x, const A *mean, const A *rstd, const T *d_residual,
+                            Modulation<T> m, Part shift, Part scale, T *dx, ModulationGrad<T> dm) {
+    const int64_t width = rows.width;
+    const T *scale_bias = m.bias + scale * width;
+    A *shift_sum = dm.sum + shift * width, *scale_sum = dm.sum + scale * width;
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      const T *in = dh + row * width, *tokens = x + row * width, *scales = part(m, row, width, scale);
+      const A middle = mean[row], over = rstd[row];
+      A sum = 0, product = 0;
+#pragma omp simd reduction(+ : sum, product)
+      for (int64_t i = 0; i < width; ++i) {
+        const A unit = (load(tokens + i) - middle) * over, d = load(in + i);
+        const A d_unit = d * (1 + load(scales + i) + load(scale_bias + i));
+        sum += d_unit;
+        product += d_unit * unit;
+        shift_sum[i] += d;
+        scale_sum[i] += d * unit;
+      }
+      const A along = sum / width, across = product / width;
+      const T *residual = d_residual + row * width;
+      T *out = dx + row * width;
+#pragma omp simd
+      for (int64_t i = 0; i < width; ++i) {
+        const A unit = (load(tokens + i) - middle) * over;
+        const A d_unit = load(in + i) * (1 + load(scales + i) + load(scale_bias + i));
+        store(out + i, load(residual + i) + over * (d_unit - along - unit * across));
+      }
+      if (!dm.tokens) continue;
+      T *d_shift = dm.tokens + (row * PARTS + shift) * width, *d_scale = dm.tokens + (row * PARTS + scale) * width;
+#pragma omp simd
+      for (int64_t i = 0; i < width; ++i) {
+        d_shift[i] = in[i];
+        store(d_scale + i, load(in + i) * ((load(tokens + i) - middle) * over));
+      }
+    }
+  }
+
+  // 1 / (1 + exp(-2 z)) with z = sqrt(2 / pi) (u + 0.044715 u^3): GELU's tanh form is u times that.
+  static A share(A u) { return 1 / (1 + exponential(A(-1.5957691216057308) * (u + A(0.044715) * u * u * u))); }
+
+  static void gelu(Rows rows, const T *f, const T *bias, T *g) {
+    const int64_t width = rows.width;
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      const T *in = f + row * width;
+      T *out = g + row * width;
+#pragma omp simd
+      for (int64_t i = 0; i < width; ++i) {
+        const A u = load(in + i) + load(bias + i);
+        store(out + i, u * share(u));
+      }
+    }
+  }
+
+  static void gelu_backward(Rows rows, const T *f, const T *bias, T *dg, T *g, A *d_bias) {
+    const int64_t width = rows.width;
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      const T *in = f + row * width;
+      T *d = dg + row * width, *out = g + row * width;
+#pragma omp simd
+      for (int64_t i = 0; i < width; ++i) {
+        const A u = load(in + i) + load(bias + i), s = share(u);
+        const A slope = s + u * s * (1 - s) * A(1.5957691216057308) * (1 + A(3 * 0.044715) * u * u);
+        const A df = load(d + i) * slope;
+        store(out + i, u * s);
+        store(d + i, df);
+        d_bias[i] += df;
+      }
+    }
+  }
+
+  static void gather(Head head, const T *from, const T *bias, A factor, T *to) {
+    for (int64_t row = 0; row < head.tokens; ++row) {
+      const T *in = from + row * head.stride;
+      T *out = to + row * head.width;
+      if (bias) {
+#pragma omp simd
+        for (int64_t i = 0; i < head.width; ++i) store(out + i, (load(in + i) + load(bias + i)) * factor);
+      } else {
+#pragma omp simd
+        for (int64_t i = 0; i < head.width; ++i) store(out + i, load(in + i) * factor);
+      }
+    }
+  }
+
+  static void scatter(Head head, const T *from, A factor, T *to, A *d_bias) {
+    for (int64_t row = 0; row < head.tokens; ++row) {
+      const T *in = from + row * head.width;
+      T *out = to + row * head.stride;
+#pragma omp simd
+      for (int64_t i = 0; i < head.width; ++i) store(out + i, load(in + i) * factor);
+      if (!d_bias) continue;
+#pragma omp simd
+      for (int64_t i = 0; i < head.width; ++i) d_bias[i] += load(in + i) * factor;
+    }
+  }
+
+  static void softmax(Rows rows, T *s, A *log_sum) {
+    const int64_t width = rows.width;
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      T *at = s + row * width;
+      A most = load(at), sum = 0;
+#pragma omp simd reduction(max : most)
+      for (int64_t i = 0; i < width; ++i) most = load(at + i) > most ? load(at + i) : most;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t i = 0; i < width; ++i) sum += exponential(load(at + i) - most);
+      const A log = most + logarithm(sum);
+      log_sum[row] = log;
+#pragma omp simd
+      for (int64_t i = 0; i < width; ++i) store(at + i, exponential(load(at + i) - log));
+    }
+  }
+
+  static void softmax_again(Rows rows, T *s, const A *log_sum) {
+    const int64_t width = rows.width;
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      T *at = s + row * width;
+      const A log = log_sum[row];
+#pragma omp simd
+      for (int64_t i = 0; i < width; ++i) store(at + i, exponential(load(at + i) - log));
+    }
+  }
+
+  static void delta(Head head, const T *d_out, const T *out, A *to) {
+    for (int64_t row = 0; row < head.tokens; ++row) {
+      const T *d = d_out + row * head.stride, *o = out + row * head.stride;
+      A sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t i = 0; i < head.width; ++i) sum += load(d + i) * load(o + i);
+      to[row] = sum;
+    }
+  }
+
+  static void softmax_backward(Rows rows, const T *p, const A *delta, T *dp) {
+    const int64_t width = rows.width;
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      const T *weight = p + row * width;
+      T *at = dp + row * width;
+      const A less = delta[row];
+#pragma omp simd
+      for (int64_t i = 0; i < width; ++i) store(at + i, load(weight + i) * (load(at + i) - less));
+    }
+  }
+
+  static constexpr Kernels<T> all{norm,    gate,    gate_backward, norm_backward, gelu,  gelu_backward,
+                                  gather,  scatter, softmax,       softmax_again, delta, softmax_backward};
+};
+
+} // namespace
+
+#define JOINED(a, b) a##_##b
+#define NAMED(a, b) JOINED(a, b)
+
+extern const Kernels<float> NAMED(of_float, LEVEL);
+extern const Kernels<double> NAMED(of_double, LEVEL);
+extern const Kernels<Bf16> NAMED(of_bf16, LEVEL);
+const Kernels<float> NAMED(of_float, LEVEL) = Loops<float>::all;
+const Kernels<double> NAMED(of_double, LEVEL) = Loops<double>::all;
+const Kernels<Bf16> NAMED(of_bf16, LEVEL) = Loops<Bf16>::all;
+
+#ifdef CHOOSES
+
+#ifdef __x86_64__
+#define ALL(type, name)                                                                                                \
+  extern const Kernels<type> name##_avx2, name##_avx512;                                                               \
+  template <> const Kernels<type> &kernels<type>() {                                                                   \
+    static const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&              \
+                               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");               \
+    static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");                          \
+    return avx512 ? name##_avx512 : avx2 ? name##_avx2 : name##_plain;                                                 \
+  }
+#else
+#define ALL(type, name)                                                                                                \
+  template <> const Kernels<type> &kernels<type>() { return name##_plain; }
+#endif
+ALL(float, of_float)
+ALL(double, of_double)
+ALL(Bf16, of_bf16)
+
+#endif
+
+} // namespace dualpath
