@@ -15,6 +15,7 @@ fn a_step_is_timed_and_recorded() {
     assert!(0.0 < low && low <= middle && middle <= high, "{found}");
     assert!((number("/images_per_s") * middle - 1e3).abs() < 1e-6, "{found}");
     assert!(number("/peak_bytes") > number("/start_bytes"), "{found}");
+    assert_eq!(number("/reads_per_step"), 1.0, "{found}");
     let rate = number("/flops_per_image") * number("/images_per_s") / 1e9;
     assert!((number("/gflops_per_s") / rate - 1.0).abs() < 1e-9, "{found}");
 

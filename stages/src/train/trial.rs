@@ -13,6 +13,7 @@ use crate::method::config::LatentShape;
 use crate::method::parameters::views;
 use crate::method::random;
 use crate::native::NativeError;
+use crate::native::reads::reads_during;
 
 /// Deviation of the noise on the initial weights. Gates and output of a fresh network are 0, so that most gradients are 0
 /// too: a comparison would show nothing.
@@ -77,12 +78,24 @@ impl Trial {
         let views = self.trainer.draw_views()?;
         let latents = &self.mean + &views.posterior_noise * POSTERIOR;
         let batch = LatentBatch { latents, labels: self.labels.shallow_clone() };
-        let figures = self.trainer.step(&batch, &views)?;
+        let figures = self.trainer.step(&batch, &views, false)?;
         Ok(TrialFigures {
-            velocity: figures.velocity.double_value(&[]),
-            alignment: figures.alignment.double_value(&[]),
+            velocity: figures.losses.velocity.double_value(&[]),
+            alignment: figures.losses.alignment.double_value(&[]),
             gradient_norm: figures.gradient_norm.double_value(&[]),
         })
+    }
+
+    /// One step, and how often the host waited for the device in it: reads and copies, see [`reads_during`].
+    pub fn count_reads(&mut self) -> Result<u64, NativeError> {
+        let (done, reads) = reads_during(|| {
+            let views = self.trainer.draw_views()?;
+            let latents = &self.mean + &views.posterior_noise * POSTERIOR;
+            let batch = LatentBatch { latents, labels: self.labels.shallow_clone() };
+            self.trainer.step(&batch, &views, true)
+        })?;
+        done?;
+        Ok(reads)
     }
 
     /// Does a step, and writes all that it depends on and what it gave to the safetensors file `path`, so that another
@@ -103,7 +116,7 @@ impl Trial {
         let scalar = |value: f64| Tensor::from(value);
         tensors.extend(
             [
-                ("latents", latents),
+                ("latents", latents.squeeze_dim(0)),
                 ("t", draws.t),
                 ("noise", draws.noise),
                 ("view_labels", view_labels),

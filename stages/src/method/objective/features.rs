@@ -88,7 +88,9 @@ fn cosine_by_gap(unit: &Tensor, t: &Tensor) -> Tensor {
         gaps.push((t.get(i) - t.get(j)).abs());
     }
     let bucket = (Tensor::cat(&gaps, 0) * GAPS as f64).to_kind(Kind::Int64).clamp(0, GAPS - 1);
-    let member = bucket.one_hot(GAPS).to_kind(Kind::Float); //                                  [pairs B, GAPS]
+    // Not one_hot, which looks at the values to check them.
+    let buckets = Tensor::arange(GAPS, (Kind::Int64, t.device()));
+    let member = bucket.unsqueeze(1).eq_tensor(&buckets).to_kind(Kind::Float); //               [pairs B, GAPS]
     let sums = Tensor::cat(&cosines, 0).unsqueeze(0).matmul(&member).squeeze_dim(0);
     // 0 / 0 says that there was nothing.
     sums / member.sum_dim_intlist([0i64].as_slice(), false, Kind::Float)
