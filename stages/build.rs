@@ -15,23 +15,34 @@ fn main() {
         .include(libtorch.join("include"))
         .include(libtorch.join("include/torch/csrc/api/include"))
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
-        // Without it at::parallel_for, which is inline, runs everything on one thread.
-        .flag("-fopenmp")
         .files(["native/native.cpp", "native/block.cpp", "native/reads.cpp"]);
+    match openmp(&libtorch) {
+        Some(library) if !native.get_compiler().is_like_clang() => {
+            native.flag("-fopenmp");
+            println!("cargo:rustc-link-search=native={}", real_lib(&libtorch).display());
+            println!("cargo:rustc-link-lib=dylib:+verbatim={library}");
+        }
+        _ => {
+            println!(
+                "cargo:warning=blocks on a CPU will use one thread: that needs GCC, and a libtorch with a libgomp"
+            );
+        }
+    }
     for (level, flags) in levels() {
         native.objects(kernels(level, flags));
     }
     native.compile("dualpath_native");
-    // The one that libtorch itself uses, so that both share their threads.
-    println!("cargo:rustc-link-search=native={}", libtorch.join("lib").display());
-    println!("cargo:rustc-link-lib=dylib:+verbatim=libgomp.so.1");
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", real_lib(&libtorch).display());
 }
 
 /// Sets of instructions that the loops are compiled for; the program picks one when it runs.
 fn levels() -> &'static [(&'static str, &'static [&'static str])] {
     match std::env::var("CARGO_CFG_TARGET_ARCH").as_deref() {
-        Ok("x86_64") => &[("plain", &[]), ("avx2", &["-mavx2", "-mfma"]), ("avx512", &["-march=x86-64-v4"])],
+        Ok("x86_64") => &[
+            ("plain", &[]),
+            ("avx2", &["-mavx2", "-mfma"]),
+            ("avx512", &["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]),
+        ],
         _ => &[("plain", &[])],
     }
 }
@@ -55,6 +66,14 @@ fn kernels(level: &str, flags: &[&str]) -> Vec<PathBuf> {
         build.define("CHOOSES", None);
     }
     build.compile_intermediates()
+}
+
+/// The OpenMP library that libtorch brings and uses itself: both then share their threads. at::parallel_for is inline, and without
+/// OpenMP it runs everything on one thread.
+fn openmp(libtorch: &Path) -> Option<String> {
+    let files = std::fs::read_dir(real_lib(libtorch)).ok()?;
+    let mut names = files.filter_map(|file| file.ok()?.file_name().into_string().ok());
+    names.find(|name| name.starts_with("libgomp") && name.contains(".so"))
 }
 
 /// The folder that LIBTORCH names. `.cargo/config.toml` sets it; `make setup` fills it.

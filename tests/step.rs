@@ -34,5 +34,6 @@ fn a_step_is_timed_and_recorded() {
 fn what_cannot_be_timed_is_refused_in_one_sentence() {
     refuse(&format!("bench step {SMALL} --steps 0"), &[], "--steps 0 measures nothing");
     refuse("bench step --devices cpu:2", &[], "names 2 devices; a step is timed on one");
+    refuse("bench step --devices cpu --batch 2 --set train.batch=4", &[], "say the same thing");
     refuse("bench step --batch 0 --devices cpu", &[], "train.batch must be at least 1");
 }

@@ -1,7 +1,7 @@
 """The DUPA training step in PyTorch: K noisy views, decoupled transformer, cosine between projected conditions.
 
     python step_torch.py RECORD --preset dupa-s/2 [--mode eager|compile] [--precision f32|bf16] [--batch 8] [--steps 10]
-                         [--warmup 2] [--threads 2] [--check]
+                         [--warmup 2] [--threads N] [--check]
 
 Plain modules, `scaled_dot_product_attention`, fused AdamW, foreach clipping and average; bf16 by autocast over f32 weights.
 RECORD is what `pipeline bench step --record` wrote: weights, a batch, its draws, and what ours made of them. The losses and
@@ -174,12 +174,13 @@ def main():
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--warmup", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, help="else as many as PyTorch takes")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--profile", action="store_true", help="print where two steps spend their time, and stop")
     options = parser.parse_args()
 
-    torch.set_num_threads(options.threads)
+    if options.threads:
+        torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     start = peak_bytes()
     record = load_file(options.record)
@@ -208,6 +209,7 @@ def main():
     figures = dict(zip(("velocity_loss", "alignment_loss", "gradient_norm"), map(float, backward(*recorded))))
     error = max(abs(value / float(record[key]) - 1) for key, value in figures.items())
     answer = figures | {"mode": options.mode, "precision": options.precision, "error": error}
+    answer["threads"] = torch.get_num_threads()
     del record, weights, recorded
     if options.check:
         print(json.dumps(answer))

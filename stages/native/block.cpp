@@ -2,10 +2,10 @@
 //
 // Between the products, which are ATen's, there is one pass over memory where composed operations make five to ten: biases,
 // modulation, gate, residual and their gradients, sums over rows included, are parts of it. GELU's output and the weights
-// of the attention are computed again in the backward pass, which costs less than keeping them.
+// of the attention are computed again in the backward pass and not kept.
 //
-// Attention is two products and a softmax for each head, on scores that fit into a core's cache: for a few hundred tokens
-// that is faster than ATen's flash kernel.
+// Attention is two products and a softmax for each head, on the scores of all its tokens. They are f32 where the tokens are
+// bf16: a score of 100 in bf16 would be off by 1/4, and its weight by as much.
 #include "native.h"
 
 #include <ATen/Parallel.h>
@@ -77,49 +77,41 @@ template <typename T> struct Block {
   Tensor sums_of_images(int64_t width) const { return at::zeros({size.images, width}, sums); }
   Tensor summed(const Tensor &of_images) const { return of_images.sum(0).to(values.dtype()); }
 
-  // Heads that one task takes: a product for each head in f32, whose scores a core's cache holds; all heads of an image in
-  // bf16, where a product begins with a search for its kernel.
-  int64_t group() const { return std::is_same_v<T, Bf16> ? size.heads : 1; }
-
-  // Buffers of a task: q, k, v and others of `group` heads, and their scores.
-  Tensor part_of_heads() const { return at::empty({group(), size.tokens, size.head()}, values); }
-  Tensor scores() const { return at::empty({group(), size.tokens, size.tokens}, values); }
+  // Buffers of a task: q, k, v and others of one head, and its scores.
+  Tensor part_of_head() const { return at::empty({size.tokens, size.head()}, sums); }
+  Tensor scores() const { return at::empty({size.tokens, size.tokens}, sums); }
 
   template <typename F> void over_heads(F &&begin_task) const {
-    const int64_t groups = size.heads / group();
-    at::parallel_for(0, size.images * groups, 1, [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, size.images * size.heads, 1, [&](int64_t begin, int64_t end) {
       at::AutoDispatchBelowADInplaceOrView no_autograd;
       auto task = begin_task();
-      for (int64_t i = begin; i < end; ++i) task(i / groups, i % groups * group());
+      for (int64_t i = begin; i < end; ++i) task(i / size.heads, i % size.heads);
     });
   }
 
-  // q (divided by the root of its width), k or v of the heads from `head` on, biases added.
+  // q (divided by the root of its width), k or v of a head, biases added.
   void take(int which, int64_t image, int64_t head, const Tensor &qkv, const Tensor &bias, Tensor &to) const {
-    const int64_t width = size.head(), stride = 3 * size.width;
-    const A factor = which == 0 ? A(1 / std::sqrt(static_cast<double>(width))) : A(1);
-    for (int64_t i = 0; i < group(); ++i) {
-      const int64_t column = which * size.width + (head + i) * width;
-      run.gather({size.tokens, width, stride}, data<T>(qkv) + image * size.tokens * stride + column,
-                 data<T>(bias) + column, factor, data<T>(to) + i * size.tokens * width);
-    }
+    const int64_t width = size.head(), stride = 3 * size.width, column = which * size.width + head * width;
+    run.gather({size.tokens, width, stride}, data<T>(qkv) + image * size.tokens * stride + column,
+               data<T>(bias) + column, which == 0 ? factor() : A(1), data<A>(to));
   }
 
-  Tensor attention(const Tensor &qkv, const Tensor &bias, const Tensor &log_sums) const {
+  A factor() const { return A(1 / std::sqrt(static_cast<double>(size.head()))); }
+
+  Tensor attention(const Tensor &qkv, const Tensor &bias, const Tensor &statistics) const {
     Tensor out = matrix(size.width);
     const int64_t width = size.head(), tokens = size.tokens;
     over_heads([&] {
-      return [&, q = part_of_heads(), k = part_of_heads(), v = part_of_heads(), o = part_of_heads(),
+      return [&, q = part_of_head(), k = part_of_head(), v = part_of_head(), o = part_of_head(),
               s = scores()](int64_t image, int64_t head) mutable {
         take(0, image, head, qkv, bias, q);
         take(1, image, head, qkv, bias, k);
         take(2, image, head, qkv, bias, v);
-        at::bmm_out(s, q, k.transpose(1, 2));
-        run.softmax({0, group() * tokens, tokens}, data<T>(s), data<A>(log_sums) + (image * size.heads + head) * tokens);
-        at::bmm_out(o, s, v);
-        for (int64_t i = 0; i < group(); ++i)
-          run.scatter({tokens, width, size.width}, data<T>(o) + i * tokens * width, A(1),
-                      data<T>(out) + image * tokens * size.width + (head + i) * width, nullptr);
+        at::mm_out(s, q, k.t());
+        run.softmax({0, tokens, tokens}, data<A>(s), data<A>(statistics) + (image * size.heads + head) * tokens * 2);
+        at::mm_out(o, s, v);
+        run.scatter({tokens, width, size.width}, data<A>(o), A(1),
+                    data<T>(out) + image * tokens * size.width + head * width, nullptr);
       };
     });
     return out;
@@ -127,38 +119,33 @@ template <typename T> struct Block {
 
   // d_qkv `[rows, 3 width]`; the sums over the rows of each image are added to d_bias `[images, 3 width]`.
   Tensor attention_backward(const Tensor &d_out, const Tensor &out, const Tensor &qkv, const Tensor &bias,
-                            const Tensor &log_sums, const Tensor &d_bias) const {
+                            const Tensor &statistics, const Tensor &d_bias) const {
     Tensor d_qkv = matrix(3 * size.width);
     const int64_t width = size.head(), tokens = size.tokens, stride = 3 * size.width;
     over_heads([&] {
-      return [&, q = part_of_heads(), k = part_of_heads(), v = part_of_heads(), d = part_of_heads(), dq = part_of_heads(),
-              dk = part_of_heads(), dv = part_of_heads(), p = scores(), dp = scores(),
-              delta = at::empty({group() * tokens}, sums)](int64_t image, int64_t head) mutable {
+      return [&, q = part_of_head(), k = part_of_head(), v = part_of_head(), d = part_of_head(), dq = part_of_head(),
+              dk = part_of_head(), dv = part_of_head(), p = scores(), dp = scores(),
+              delta = at::empty({tokens}, sums)](int64_t image, int64_t head) mutable {
         take(0, image, head, qkv, bias, q);
         take(1, image, head, qkv, bias, k);
         take(2, image, head, qkv, bias, v);
-        for (int64_t i = 0; i < group(); ++i) {
-          const Head place{tokens, width, size.width};
-          const int64_t offset = image * tokens * size.width + (head + i) * width;
-          run.gather(place, data<T>(d_out) + offset, nullptr, A(1), data<T>(d) + i * tokens * width);
-          run.delta(place, data<T>(d_out) + offset, data<T>(out) + offset, data<A>(delta) + i * tokens);
-        }
-        const Rows rows{0, group() * tokens, tokens};
-        at::bmm_out(p, q, k.transpose(1, 2));
-        run.softmax_again(rows, data<T>(p), data<A>(log_sums) + (image * size.heads + head) * tokens);
-        at::bmm_out(dv, p.transpose(1, 2), d);
-        at::bmm_out(dp, d, v.transpose(1, 2));
-        run.softmax_backward(rows, data<T>(p), data<A>(delta), data<T>(dp));
-        at::bmm_out(dq, dp, k);
-        at::bmm_out(dk, dp.transpose(1, 2), q); // q holds the factor already
-        const A factor = A(1 / std::sqrt(static_cast<double>(width)));
-        for (int64_t i = 0; i < group(); ++i) {
-          const Tensor *parts[] = {&dq, &dk, &dv};
-          for (int which = 0; which < 3; ++which) {
-            const int64_t column = which * size.width + (head + i) * width;
-            run.scatter({tokens, width, stride}, data<T>(*parts[which]) + i * tokens * width, which == 0 ? factor : A(1),
-                        data<T>(d_qkv) + image * tokens * stride + column, data<A>(d_bias) + image * stride + column);
-          }
+        const Head place{tokens, width, size.width};
+        const int64_t offset = image * tokens * size.width + head * width;
+        run.gather(place, data<T>(d_out) + offset, nullptr, A(1), data<A>(d));
+        run.delta(place, data<T>(d_out) + offset, data<T>(out) + offset, data<A>(delta));
+        const Rows rows{0, tokens, tokens};
+        at::mm_out(p, q, k.t());
+        run.softmax_again(rows, data<A>(p), data<A>(statistics) + (image * size.heads + head) * tokens * 2);
+        at::mm_out(dv, p.t(), d);
+        at::mm_out(dp, d, v.t());
+        run.softmax_backward(rows, data<A>(p), data<A>(delta), data<A>(dp));
+        at::mm_out(dq, dp, k);
+        at::mm_out(dk, dp.t(), q); // q holds the factor already
+        const Tensor *parts[] = {&dq, &dk, &dv};
+        for (int which = 0; which < 3; ++which) {
+          const int64_t column = which * size.width + head * width;
+          run.scatter({tokens, width, stride}, data<A>(*parts[which]), which == 0 ? factor() : A(1),
+                      data<T>(d_qkv) + image * tokens * stride + column, data<A>(d_bias) + image * stride + column);
         }
       };
     });
@@ -166,7 +153,7 @@ template <typename T> struct Block {
   }
 
   // All that the backward pass needs besides the weights.
-  enum Saved { X, CONDITION, M, H1, MEAN1, RSTD1, QKV, LOG_SUMS, MIXED, A1, X2, H2, MEAN2, RSTD2, F, A2 };
+  enum Saved { M, H1, MEAN1, RSTD1, QKV, STATISTICS, MIXED, A1, X2, H2, MEAN2, RSTD2, F, A2 };
 
   Tensor forward(const Tensor &x, const Tensor &condition, const variable_list &w, variable_list &saved) const {
     const int64_t width = size.width;
@@ -179,8 +166,8 @@ template <typename T> struct Block {
                data<A>(rstd1));
     });
     Tensor qkv = at::mm(h1, w[QKV_W].t());
-    Tensor log_sums = at::empty({size.images * size.heads * size.tokens}, sums);
-    Tensor mixed = attention(qkv, w[QKV_B], log_sums);
+    Tensor statistics = at::empty({size.images * size.heads * size.tokens, 2}, sums);
+    Tensor mixed = attention(qkv, w[QKV_B], statistics);
     Tensor a1 = at::mm(mixed, w[PROJ_W].t());
 
     Tensor x2 = matrix(width), h2 = matrix(width), mean2 = statistic(), rstd2 = statistic();
@@ -200,12 +187,13 @@ template <typename T> struct Block {
     over_rows(width, [&](Rows rows) {
       run.gate(rows, data<T>(x2), data<T>(a2), data<T>(w[FC2_B]), modulation, dualpath::GATE_MLP, data<T>(y));
     });
-    saved = {x, condition, m, h1, mean1, rstd1, qkv, log_sums, mixed, a1, x2, h2, mean2, rstd2, f, a2};
+    saved = {m, h1, mean1, rstd1, qkv, statistics, mixed, a1, x2, h2, mean2, rstd2, f, a2};
     return y;
   }
 
   // Gradients of x, the condition and the weights, in this order. Empties `s` as it goes along.
-  variable_list backward(const Tensor &dy, variable_list &s, const variable_list &w) const {
+  variable_list backward(const Tensor &dy, const Tensor &x, const Tensor &condition, variable_list &s,
+                         const variable_list &w) const {
     const int64_t width = size.width;
     const auto modulation = this->modulation(s[M], w[ADA_B]);
     Tensor dm_tokens = size.per_token ? matrix(PARTS * width) : Tensor();
@@ -249,7 +237,7 @@ template <typename T> struct Block {
     Tensor d_proj_w = at::mm(d_a1.t(), s[MIXED]);
     Tensor d_mixed = at::mm(d_a1, w[PROJ_W]);
     Tensor d_qkv_b = sums_of_images(3 * width);
-    Tensor d_qkv = attention_backward(d_mixed, s[MIXED], s[QKV], w[QKV_B], s[LOG_SUMS], d_qkv_b);
+    Tensor d_qkv = attention_backward(d_mixed, s[MIXED], s[QKV], w[QKV_B], s[STATISTICS], d_qkv_b);
     s[QKV].reset();
     s[MIXED].reset();
     Tensor d_qkv_w = at::mm(d_qkv.t(), s[H1]);
@@ -259,11 +247,11 @@ template <typename T> struct Block {
 
     Tensor dx = matrix(width);
     over_images(width, [&](int64_t image, Rows rows) {
-      run.norm_backward(rows, data<T>(d_h1), data<T>(s[X]), data<A>(s[MEAN1]), data<A>(s[RSTD1]), data<T>(d_x2),
+      run.norm_backward(rows, data<T>(d_h1), data<T>(x), data<A>(s[MEAN1]), data<A>(s[RSTD1]), data<T>(d_x2),
                         modulation, dualpath::SHIFT_MSA, dualpath::SCALE_MSA, data<T>(dx), dm(image));
     });
     Tensor d_m = size.per_token ? dm_tokens : dm_sums.to(values.dtype());
-    Tensor d_ada_w = at::mm(d_m.t(), s[CONDITION]);
+    Tensor d_ada_w = at::mm(d_m.t(), condition);
     Tensor d_condition = at::mm(d_m, w[ADA_W]);
     return {dx,       d_condition,      d_ada_w, summed(dm_sums),  d_qkv_w, summed(d_qkv_b),
             d_proj_w, summed(d_proj_b), d_fc1_w, summed(d_fc1_b), d_fc2_w, summed(d_fc2_b)};
@@ -288,39 +276,66 @@ struct BlockFunction : torch::autograd::Function<BlockFunction> {
                         Tensor qkv_b, Tensor proj_w, Tensor proj_b, Tensor fc1_w, Tensor fc1_b, Tensor fc2_w, Tensor fc2_b,
                         int64_t heads) {
     at::AutoDispatchBelowADInplaceOrView no_autograd;
-    const auto shape = x.sizes();
-    const Sizes size{shape[0], shape[1], shape[2], heads, fc1_w.size(0), condition.size(1) != 1};
-    variable_list weights{ada_w, ada_b, qkv_w, qkv_b, proj_w, proj_b, fc1_w, fc1_b, fc2_w, fc2_b}, saved;
-    for (const Tensor &weight : weights)
-      TORCH_CHECK_VALUE(weight.is_contiguous() && weight.scalar_type() == x.scalar_type() && weight.is_cpu(),
-                        "the weights of a block lie on the CPU, one value behind the other, in the dtype of its tokens");
-    const Tensor rows = x.contiguous().view({size.rows(), size.width});
-    const Tensor conditions = condition.contiguous().view({-1, size.width});
-    Tensor y = in_dtype(x, size, [&](auto block) { return block.forward(rows, conditions, weights, saved); });
-    context->save_for_backward(weights);
+    TORCH_CHECK_VALUE(x.dim() == 3 && condition.dim() == 3, "tokens and condition of a block have three dimensions, not ",
+                      x.sizes(), " and ", condition.sizes());
+    TORCH_CHECK_VALUE(fc1_w.dim() == 2, "fc1 is a matrix, not ", fc1_w.sizes());
+    const int64_t d = x.size(2), hidden = fc1_w.size(0);
+    TORCH_CHECK_VALUE(heads > 0 && d % heads == 0, heads, " heads do not divide a width of ", d);
+    const bool per_token = condition.size(1) != 1 || x.size(1) == 1;
+    check(x, {x.size(0), x.size(1), d}, x, "tokens");
+    check(condition, {x.size(0), per_token ? x.size(1) : 1, d}, x, "condition");
+    const variable_list weights{ada_w, ada_b, qkv_w, qkv_b, proj_w, proj_b, fc1_w, fc1_b, fc2_w, fc2_b};
+    const int64_t shapes[][2] = {{6 * d, d}, {3 * d, d}, {d, d}, {hidden, d}, {d, hidden}};
+    for (size_t i = 0; i < 5; ++i) {
+      check(weights[2 * i], {shapes[i][0], shapes[i][1]}, x, "weight");
+      check(weights[2 * i + 1], {shapes[i][0]}, x, "bias");
+      TORCH_CHECK_VALUE(weights[2 * i].is_contiguous() && weights[2 * i + 1].is_contiguous(),
+                        "the weights of a block lie one value behind the other");
+    }
+    const Sizes size{x.size(0), x.size(1), d, heads, hidden, per_token};
+    variable_list saved;
+    Tensor y = in_dtype(x, size, [&](auto block) {
+      return block.forward(x.contiguous().view({size.rows(), d}), condition.contiguous().view({-1, d}), weights, saved);
+    });
+    variable_list inputs{x, condition};
+    inputs.insert(inputs.end(), weights.begin(), weights.end());
+    context->save_for_backward(inputs);
     // Not as saved variables, which live until the whole backward pass of this node is done.
     context->saved_data["kept"] = std::move(saved);
-    context->saved_data["sizes"] = std::vector<int64_t>{size.images, size.tokens, size.width, heads, size.hidden};
-    context->saved_data["condition"] = condition.sizes().vec();
-    return y.view(shape);
+    context->saved_data["heads"] = heads;
+    return y.view(x.sizes());
   }
 
   static variable_list backward(AutogradContext *context, variable_list gradients) {
+    TORCH_CHECK(!at::GradMode::is_enabled(), "a block has no second derivative");
     at::AutoDispatchBelowADInplaceOrView no_autograd;
-    const auto sizes = context->saved_data["sizes"].toIntVector();
-    const auto condition = context->saved_data["condition"].toIntVector();
-    const Sizes size{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], condition[1] != 1};
-    const variable_list weights = context->get_saved_variables();
     const auto kept = context->saved_data.find("kept");
     TORCH_CHECK(kept != context->saved_data.end(), "a block goes backward once");
+    // Unpacked here, which finds out whether one was changed in the meantime.
+    const variable_list inputs = context->get_saved_variables();
+    const Tensor &x = inputs[0], &condition = inputs[1];
+    const variable_list weights(inputs.begin() + 2, inputs.end());
     variable_list saved = kept->second.toTensorVector();
     context->saved_data.erase(kept);
-    const Tensor dy = gradients[0].contiguous().view({size.rows(), size.width});
-    variable_list found = in_dtype(dy, size, [&](auto block) { return block.backward(dy, saved, weights); });
-    found[0] = found[0].view({size.images, size.tokens, size.width});
-    found[1] = found[1].view(condition);
+    const int64_t d = x.size(2);
+    const bool per_token = condition.size(1) != 1 || x.size(1) == 1;
+    const Sizes size{x.size(0), x.size(1), d, context->saved_data["heads"].toInt(), weights[FC1_W].size(0), per_token};
+    const Tensor dy = gradients[0].contiguous().view({size.rows(), d});
+    const Tensor rows = x.contiguous().view({size.rows(), d}), conditions = condition.contiguous().view({-1, d});
+    variable_list found =
+        in_dtype(dy, size, [&](auto block) { return block.backward(dy, rows, conditions, saved, weights); });
+    found[0] = found[0].view(x.sizes());
+    found[1] = found[1].view(condition.sizes());
     found.emplace_back(); // of the number of heads
     return found;
+  }
+
+private:
+  static void check(const Tensor &tensor, at::IntArrayRef shape, const Tensor &like, const char *what) {
+    TORCH_CHECK_VALUE(tensor.is_cpu() && tensor.scalar_type() == like.scalar_type(), "the ", what,
+                      " of a block lies on the CPU and has the dtype of its tokens");
+    TORCH_CHECK_VALUE(tensor.sizes() == shape, "the ", what, " of a block has the shape ", shape, ", not ",
+                      tensor.sizes());
   }
 };
 

@@ -47,8 +47,6 @@ inline double exponential(double x) { return __builtin_exp(x); }
 
 inline float root(float x) { return __builtin_sqrtf(x); }
 inline double root(double x) { return __builtin_sqrt(x); }
-inline float logarithm(float x) { return __builtin_logf(x); }
-inline double logarithm(double x) { return __builtin_log(x); }
 
 template <typename T> struct Loops {
   using A = Accumulator<T>;
@@ -186,10 +184,10 @@ template <typename T> struct Loops {
     }
   }
 
-  static void gather(Head head, const T *from, const T *bias, A factor, T *to) {
+  static void gather(Head head, const T *from, const T *bias, A factor, A *to) {
     for (int64_t row = 0; row < head.tokens; ++row) {
       const T *in = from + row * head.stride;
-      T *out = to + row * head.width;
+      A *out = to + row * head.width;
       if (bias) {
 #pragma omp simd
         for (int64_t i = 0; i < head.width; ++i) store(out + i, (load(in + i) + load(bias + i)) * factor);
@@ -200,9 +198,9 @@ template <typename T> struct Loops {
     }
   }
 
-  static void scatter(Head head, const T *from, A factor, T *to, A *d_bias) {
+  static void scatter(Head head, const A *from, A factor, T *to, A *d_bias) {
     for (int64_t row = 0; row < head.tokens; ++row) {
-      const T *in = from + row * head.width;
+      const A *in = from + row * head.width;
       T *out = to + row * head.stride;
 #pragma omp simd
       for (int64_t i = 0; i < head.width; ++i) store(out + i, load(in + i) * factor);
@@ -212,29 +210,33 @@ template <typename T> struct Loops {
     }
   }
 
-  static void softmax(Rows rows, T *s, A *log_sum) {
+  static void softmax(Rows rows, A *s, A *statistics) {
     const int64_t width = rows.width;
     for (int64_t row = rows.begin; row < rows.end; ++row) {
-      T *at = s + row * width;
-      A most = load(at), sum = 0;
+      A *at = s + row * width;
+      A most = at[0], sum = 0;
 #pragma omp simd reduction(max : most)
-      for (int64_t i = 0; i < width; ++i) most = load(at + i) > most ? load(at + i) : most;
+      for (int64_t i = 0; i < width; ++i) most = at[i] > most ? at[i] : most;
 #pragma omp simd reduction(+ : sum)
-      for (int64_t i = 0; i < width; ++i) sum += exponential(load(at + i) - most);
-      const A log = most + logarithm(sum);
-      log_sum[row] = log;
+      for (int64_t i = 0; i < width; ++i) {
+        at[i] = exponential(at[i] - most);
+        sum += at[i];
+      }
+      const A over = 1 / sum;
+      statistics[2 * row] = most;
+      statistics[2 * row + 1] = over;
 #pragma omp simd
-      for (int64_t i = 0; i < width; ++i) store(at + i, exponential(load(at + i) - log));
+      for (int64_t i = 0; i < width; ++i) at[i] *= over;
     }
   }
 
-  static void softmax_again(Rows rows, T *s, const A *log_sum) {
+  static void softmax_again(Rows rows, A *s, const A *statistics) {
     const int64_t width = rows.width;
     for (int64_t row = rows.begin; row < rows.end; ++row) {
-      T *at = s + row * width;
-      const A log = log_sum[row];
+      A *at = s + row * width;
+      const A most = statistics[2 * row], over = statistics[2 * row + 1];
 #pragma omp simd
-      for (int64_t i = 0; i < width; ++i) store(at + i, exponential(load(at + i) - log));
+      for (int64_t i = 0; i < width; ++i) at[i] = exponential(at[i] - most) * over;
     }
   }
 
@@ -248,11 +250,11 @@ template <typename T> struct Loops {
     }
   }
 
-  static void softmax_backward(Rows rows, const T *p, const A *delta, T *dp) {
+  static void softmax_backward(Rows rows, const A *p, const A *delta, A *dp) {
     const int64_t width = rows.width;
     for (int64_t row = rows.begin; row < rows.end; ++row) {
-      const T *weight = p + row * width;
-      T *at = dp + row * width;
+      const A *weight = p + row * width;
+      A *at = dp + row * width;
       const A less = delta[row];
 #pragma omp simd
       for (int64_t i = 0; i < width; ++i) store(at + i, load(weight + i) * (load(at + i) - less));

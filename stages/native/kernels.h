@@ -68,17 +68,18 @@ template <typename T> struct Kernels {
   void (*gelu_backward)(Rows, const T *f, const T *bias, T *dg, T *g, A *d_bias);
 
   // to = (from + bias) factor, dense; bias may be null.
-  void (*gather)(Head, const T *from, const T *bias, A factor, T *to);
+  void (*gather)(Head, const T *from, const T *bias, A factor, A *to);
   // to = from factor; the sum over rows is added to d_bias, which may be null.
-  void (*scatter)(Head, const T *from, A factor, T *to, A *d_bias);
-  // s = softmax(s) over each row of `width` scores; keeps log(sum(exp(s))).
-  void (*softmax)(Rows, T *s, A *log_sum);
-  // s = exp(s - log_sum): what `softmax` made.
-  void (*softmax_again)(Rows, T *s, const A *log_sum);
+  void (*scatter)(Head, const A *from, A factor, T *to, A *d_bias);
+  // s = softmax(s) over each row of `width` scores; keeps two values of it, the largest score and 1 / sum(exp(s - largest)).
+  // Their logarithm in one value would lose digits where scores are large.
+  void (*softmax)(Rows, A *s, A *statistics);
+  // The same once more.
+  void (*softmax_again)(Rows, A *s, const A *statistics);
   // delta of each row: the sum of d_out * out over the head's columns.
   void (*delta)(Head, const T *d_out, const T *out, A *delta);
   // dp = p (dp - delta).
-  void (*softmax_backward)(Rows, const T *p, const A *delta, T *dp);
+  void (*softmax_backward)(Rows, const A *p, const A *delta, A *dp);
 };
 
 // For float, double and Bf16.

@@ -30,8 +30,8 @@ char *dualpath_fused_adamw_(torch::Tensor *parameters, torch::Tensor *gradients,
 char *dualpath_block(torch::Tensor *x, torch::Tensor *condition, torch::Tensor *const *weights, int64_t heads,
                      torch::Tensor **out);
 
-// From here to the call with the same handle, on the same thread, counts the operations that make the host wait for a
-// device: reads of a value, and copies that the host waits for. One count at a time in the process.
+// From here to the call with the same handle, on the same thread, counts the operations that bring a value of a
+// tensor to the host. One count at a time in the process.
 char *dualpath_start_counting_reads(uint64_t *handle);
 int64_t dualpath_stop_counting_reads(uint64_t handle);
 

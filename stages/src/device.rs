@@ -79,10 +79,20 @@ pub fn parse_precision(text: &str, device: Device) -> Result<Kind, DeviceError> 
     match text {
         "f32" => Ok(Kind::Float),
         "bf16" => Ok(Kind::BFloat16),
-        "auto" if device.is_cuda() || std::arch::is_x86_feature_detected!("avx512bf16") => Ok(Kind::BFloat16),
+        "auto" if device.is_cuda() || multiplies_bf16() => Ok(Kind::BFloat16),
         "auto" => Ok(Kind::Float),
         other => Err(DeviceError::UnknownPrecision(other.to_owned())),
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn multiplies_bf16() -> bool {
+    std::arch::is_x86_feature_detected!("avx512bf16")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn multiplies_bf16() -> bool {
+    false
 }
 
 /// The kind of processor that computes in `kind`, as far as it decides roundings: `cuda` (which does not name the

@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 use nix::sys::resource::{UsageWho, getrusage};
 use serde_json::{Value, json};
@@ -29,9 +29,9 @@ pub(crate) struct BenchStepArgs {
     /// Change one key of the preset, for example --set objective.views=3; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Images in a batch
-    #[arg(long, value_name = "N", default_value_t = 8)]
-    batch: u64,
+    /// Images in a batch [default: 8, or train.batch where --set names it]
+    #[arg(long, value_name = "N")]
+    batch: Option<u64>,
     /// auto, f32 or bf16
     #[arg(long, default_value = "auto")]
     precision: String,
@@ -58,7 +58,14 @@ pub(crate) fn run(args: &BenchStepArgs) -> Result<Outcome> {
         bail!("--steps 0 measures nothing; give at least 1");
     }
     let mut config = config::resolve(Some(&args.preset), None, &args.set)?;
-    config.train.batch = args.batch;
+    let names_batch = args.set.iter().any(|setting| setting.split('=').next().map(str::trim) == Some("train.batch"));
+    match args.batch {
+        Some(batch) if names_batch => bail!("--batch {batch} and --set train.batch say the same thing; give one"),
+        Some(batch) => config.train.batch = batch,
+        None if names_batch => {}
+        None => config.train.batch = 8,
+    }
+    let batch = config.train.batch;
     let [channels, height, width] = Synthetic::IMAGENET.shape.map(|n| n as i64);
     let data = LatentShape { channels, height, width, classes: Synthetic::IMAGENET.classes.into() };
     if let Some(problem) = config.problem(&data) {
@@ -73,7 +80,7 @@ pub(crate) fn run(args: &BenchStepArgs) -> Result<Outcome> {
     let start = peak_bytes()?;
     let mut trial = Trial::new(config, data, device, kind)?;
     if let Some(path) = &args.record {
-        let figures = trial.record(path).with_context(|| format!("cannot write {}", path.display()))?;
+        let figures = trial.record(path)?;
         let found = json!({
             "velocity_loss": figures.velocity,
             "alignment_loss": figures.alignment,
@@ -95,10 +102,10 @@ pub(crate) fn run(args: &BenchStepArgs) -> Result<Outcome> {
     }
     times.sort_by(f64::total_cmp);
     let at = |share: f64| times[(share * (times.len() - 1) as f64).round() as usize];
-    let images_per_s = args.batch as f64 / at(0.5);
+    let images_per_s = batch as f64 / at(0.5);
     let found = json!({
         "preset": args.preset,
-        "batch": args.batch,
+        "batch": batch,
         "precision": format!("{kind:?}"),
         "arithmetic": training_arithmetic(device, kind),
         "steps": args.steps,
@@ -106,7 +113,7 @@ pub(crate) fn run(args: &BenchStepArgs) -> Result<Outcome> {
         "ms_per_step": { "median": at(0.5) * 1e3, "p10": at(0.1) * 1e3, "p90": at(0.9) * 1e3 },
         "start_bytes": start,
         "peak_bytes": peak_bytes()?,
-        // On a CPU 1: libtorch's AdamW looks at found_inf.
+        // On a CPU 1: libtorch's AdamW looks at its count of steps.
         "reads_per_step": reads,
         "flops_per_image": flops,
         "gflops_per_s": flops * images_per_s / 1e9,
@@ -119,7 +126,7 @@ fn table(found: &Value) -> String {
     let number = |pointer: &str| found.pointer(pointer).and_then(Value::as_f64).unwrap_or(f64::NAN);
     format!(
         "{:.3} images/s, {:.0} ms a step ({:.0} to {:.0} for the middle 80 %), {:.1} GFLOP/s of {:.1} GFLOP an image\n\
-         peak memory {:.0} MB, {:.0} MB of them before the network was made; {}",
+         peak memory of the host {:.0} MB, {:.0} MB of them before the network was made; {}",
         number("/images_per_s"),
         number("/ms_per_step/median"),
         number("/ms_per_step/p10"),

@@ -23,10 +23,10 @@ pub struct BlockWeights<'a> {
 
 /// The block applied to `x` `[N, T, D]`, f32, bf16 or f64 like its weights; the result has its shape and dtype. `condition`,
 /// already through SiLU, is `[N, 1, D]` for one vector an image or `[N, T, D]` for one a token. Sums and statistics are f32
-/// (f64 for f64). The graph goes backward once.
+/// (f64 for f64). The graph goes backward once, and has no second derivative.
 ///
 /// # Errors
-/// Tensors of other dtypes, or elsewhere than on the CPU; what libtorch says of shapes that do not fit.
+/// Shapes that do not fit, tensors of another dtype than `x`, or elsewhere than on the CPU, weights that are not contiguous.
 pub fn block(x: &Tensor, condition: &Tensor, weights: BlockWeights<'_>, heads: i64) -> Result<Tensor, NativeError> {
     let BlockWeights { modulation, qkv, proj, fc1, fc2 } = weights;
     let weights = [modulation, qkv, proj, fc1, fc2];

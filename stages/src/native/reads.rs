@@ -1,4 +1,4 @@
-//! How often the host waits for a device: a training step never does, or a GPU would stand still meanwhile.
+//! How often the host asks for a value of a tensor: a training step never does, or a GPU would stand still meanwhile.
 
 use std::cell::Cell;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -21,9 +21,9 @@ impl Drop for Counting<'_> {
     }
 }
 
-/// What `body` returns, and the number of operations in it that made the host wait: reads of a value (`item`, `nonzero`,
-/// `equal` ..) and copies to or from a device that are waited for. They are counted where the CPU is the device too. Other
-/// threads' operations are not, but for autograd's. One count at a time: another waits.
+/// What `body` returns, and the number of operations in it that brought a value of a tensor to the host (`item`, `nonzero`,
+/// `equal` ..), also where the CPU is the device. Copies of whole tensors are not counted, nor what other threads do, but
+/// for autograd's. One count at a time: another waits.
 ///
 /// # Errors
 /// libtorch's, before `body` runs.

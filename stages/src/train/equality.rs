@@ -153,8 +153,9 @@ fn objectives() -> Vec<ObjectiveConfig> {
     ]
 }
 
-/// Nothing of a step waits for the device, figures of the features included. The one read is in libtorch's AdamW for the
-/// CPU, which looks at found_inf there; the one for CUDA does it on the device.
+/// Nothing of a step reads a value back, figures of the features included. The one read is in libtorch's AdamW for the CPU, of
+/// the count of steps; the one for CUDA looks at it on the device. What a GPU runs in place of the CPU's block is counted in
+/// `network::fused`.
 #[test]
 fn a_step_of_any_objective_reads_nothing_back() {
     for objective in objectives() {

@@ -2,7 +2,7 @@
 //!
 //! The whole step is here, posterior draw, views, loss, backward, clip, AdamW and average; loading and logging are not.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tch::{Device, Kind, TchError, Tensor, no_grad};
 
@@ -29,8 +29,13 @@ pub enum TrialError {
     #[error(transparent)]
     Native(#[from] NativeError),
     /// The record could not be written.
-    #[error("{0}")]
-    Record(#[from] TchError),
+    #[error("{path}: the record of the step cannot be written: {source}", path = .path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// libtorch's reason.
+        source: TchError,
+    },
 }
 
 /// The losses of a step, read back from the device.
@@ -86,13 +91,13 @@ impl Trial {
         })
     }
 
-    /// One step, and how often the host waited for the device in it: reads and copies, see [`reads_during`].
+    /// One step, and how many values the host asked the device for in it, see [`reads_during`].
     pub fn count_reads(&mut self) -> Result<u64, NativeError> {
         let (done, reads) = reads_during(|| {
             let views = self.trainer.draw_views()?;
             let latents = &self.mean + &views.posterior_noise * POSTERIOR;
             let batch = LatentBatch { latents, labels: self.labels.shallow_clone() };
-            self.trainer.step(&batch, &views, true)
+            self.trainer.step(&batch, &views, false)
         })?;
         done?;
         Ok(reads)
@@ -126,7 +131,8 @@ impl Trial {
             ]
             .map(|(name, tensor)| (name.to_owned(), tensor.to_device(Device::Cpu).contiguous())),
         );
-        Tensor::write_safetensors(&tensors, path)?;
+        Tensor::write_safetensors(&tensors, path)
+            .map_err(|source| TrialError::Record { path: path.to_owned(), source })?;
         Ok(figures)
     }
 }
