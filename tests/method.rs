@@ -45,6 +45,18 @@ fn every_objective_trains_and_writes_down_its_terms() {
 }
 
 #[test]
+fn a_run_whose_every_step_is_skipped_ends_and_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let (images, data) = (images(folder.path(), 3, 8), folder.path().join("data"));
+    succeed("encode --images {} --out {} --size 64", &[&images, &data]);
+    let run = folder.path().join("run");
+    let line = format!("train --data {{}} --run {{}} {SMALL}00 --set optimiser.lr=1e30 --set train.log_every=10");
+    refuse(&line, &[&data, &run], "steps were not finite, and none of them was done");
+    let metrics = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    assert!((10..15).contains(&metrics.lines().count()), "{metrics}");
+}
+
+#[test]
 fn a_run_is_probed_on_held_out_data_and_says_what_does_not_fit() {
     let folder = tempfile::tempdir().unwrap();
     let (images, data) = (images(folder.path(), 3, 12), folder.path().join("data"));

@@ -76,7 +76,13 @@ pub struct TrainSteps {
     first_batch: Option<Duration>,
     /// Those of all windows that are written.
     waits: Waits,
+    /// Steps since the last line with one that was not skipped.
+    lost: u64,
 }
+
+/// A run ends where so many steps and more were skipped one after the other: the weights are no longer changed, and nothing else
+/// will make gradients finite.
+const HOPELESS: u64 = 100;
 
 /// What a finished or interrupted run reports.
 #[derive(Debug, Clone, PartialEq)]
@@ -124,6 +130,7 @@ impl TrainSteps {
             idle_since: Instant::now(),
             first_batch: None,
             waits: Waits::new(),
+            lost: 0,
         }
     }
 
@@ -243,6 +250,15 @@ impl TrainSteps {
         }
         metrics.stages.clone_from(&self.stages);
         self.run_dir.append_metrics(&metrics)?;
+        self.lost = if metrics.skipped == self.window.steps { self.lost + metrics.skipped } else { 0 };
+        if self.lost >= HOPELESS {
+            return Err(format!(
+                "the gradients of the last {} steps were not finite, and none of them was done; the weights are as they were: \
+                 lower optimiser.lr or set optimiser.warmup_steps, or compute with --precision f32",
+                self.lost
+            )
+            .into());
+        }
         self.events()?.append(metrics.step, SystemTime::now(), &tensorboard::scalars(&metrics))?;
         (self.listener.on_metrics)(&metrics);
         self.window = Window::begin(&self.trainer);
