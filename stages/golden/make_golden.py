@@ -17,13 +17,14 @@ import torch
 import golden_file
 from autoencoder import vae
 from crop import crop
+from evaluation import inception, metrics
 from objective import block, dupa
 from optimiser import adamw
 from sampler import sampler
 from variants import variants
 from weights import checkpoints
 
-CASES = {f.__name__: f for f in (vae, block, dupa, variants, adamw, sampler, crop, checkpoints)}
+CASES = {f.__name__: f for f in (vae, block, dupa, variants, adamw, sampler, crop, checkpoints, inception, metrics)}
 
 
 def main(names):

@@ -15,11 +15,19 @@
 //! layout, not what a person would call the content; the measure is meant for small sets of plain pictures, such as the
 //! demonstration's, where chance and real images in place of samples say how to read it.
 //!
-//! [`frechet`] is the distance of two sets of features; so far the features are latents.
+//! What the ADM evaluator computes from features is here, exactly: [`moments`] and [`frechet`] (FID, sFID), [`inception_score`] and
+//! [`precision_recall`]. The features are those of [`crate::nets::inception`]. The Frechet distance is also taken of latents, by
+//! `pipeline probe`, and is not called FID there.
 //!
-//! Not here yet: FID, sFID, IS, precision and recall, which need the features of an Inception network. For work of
-//! ImageNet's size, the folder of PNG files that `pipeline sample` writes can be given to an existing evaluator.
+//! Not here yet: the stages that bring pictures and reference files to these, so no command prints the five numbers. The
+//! folder of PNG files that `pipeline sample` writes can be given to an existing evaluator.
 
 pub mod frechet;
+pub mod inception_score;
+pub mod moments;
 pub mod neighbours;
+pub mod precision_recall;
 pub mod samples;
+
+#[cfg(test)]
+mod goldens;

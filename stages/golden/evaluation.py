@@ -1,0 +1,132 @@
+"""inception.safetensors: the features of torch-fidelity's Inception; metrics.safetensors: the five numbers from given features."""
+
+import pathlib
+import tempfile
+
+import numpy as np
+import scipy.linalg
+import torch
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_prc import calculate_precision_recall_full
+from torchvision.models import inception_v3
+
+from golden_file import close, write
+
+STEP, MASK = 0x9E3779B97F4A7C15, (1 << 64) - 1
+
+
+def outputs(seed, count):
+    """The first `count` outputs of SplitMix64: 24 million weights cannot be committed, but both sides can draw them."""
+    with np.errstate(over="ignore"):
+        z = np.uint64(seed) + (np.arange(count, dtype=np.uint64) + np.uint64(1)) * np.uint64(STEP)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+
+def unit(seed, shape):
+    """U[0, 1) in steps of 2^-24, f32."""
+    bits = outputs(seed, int(np.prod(shape))) >> np.uint64(40)
+    return (bits.astype(np.float32) * np.float32(2**-24)).reshape(shape)
+
+
+def weights():
+    """Tensor number j in the order of the names is drawn with seed j. He's deviation, or activations explode or vanish."""
+    shapes = inception_v3(num_classes=1008, aux_logits=False, weights=None, init_weights=False).state_dict()
+    names = sorted(name for name in shapes if not name.endswith("num_batches_tracked"))
+    made = {}
+    for j, name in enumerate(names):
+        shape = tuple(shapes[name].shape)
+        u = unit(j, shape)
+        if len(shape) == 4:
+            u = (u - np.float32(0.5)) * np.float32(np.sqrt(24.0 / np.prod(shape[1:])))
+        elif name.endswith("bn.weight"):
+            u = np.float32(0.9) + np.float32(0.2) * u
+        elif name.endswith("running_var"):
+            u = np.float32(0.5) + u
+        elif name == "fc.weight":
+            u = (u - np.float32(0.5)) * np.float32(0.25)
+        else:
+            u = (u - np.float32(0.5)) * np.float32(0.2)
+        made[name] = torch.from_numpy(u)
+    assert len(made) == 472
+    return made
+
+
+def pictures(seed, count, height, width):
+    """u8 [count, height, width, 3]: noise of 128 levels on a colour of each picture."""
+    noise = (outputs(seed, count * height * width * 3) >> np.uint64(57)).astype(np.uint8).reshape(count, height, width, 3)
+    colour = (outputs(seed + 1, count * 3) >> np.uint64(57)).astype(np.uint8).reshape(count, 1, 1, 3)
+    return noise + colour
+
+
+def inception():
+    state = weights()
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "weights.pth"
+        torch.save(state, path)
+        networks = [
+            FeatureExtractorInceptionV3("golden", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path))
+            for _ in range(2)
+        ]
+    # Its own switch to f64 is a switch to f32 (torch-fidelity 0.4.0, helpers.py).
+    networks[0].to(torch.float64).feature_extractor_internal_dtype = torch.float64
+    out = {}
+    for name, seed, count, height, width in (("small", 1000, 3, 40, 56), ("large", 2000, 1, 320, 310)):
+        pixels = torch.from_numpy(pictures(seed, count, height, width)).permute(0, 3, 1, 2)
+        answers = []
+        for network in networks:
+            kept = []
+            hook = network.Mixed_6d.branch1x1.register_forward_hook(lambda _m, _i, o, kept=kept: kept.append(o.clone()))
+            with torch.no_grad():
+                pool, logits = network(pixels)
+            hook.remove()
+            # NHWC, as TensorFlow's graph gives it.
+            spatial = kept[0][:, :7].permute(0, 2, 3, 1).reshape(count, -1)
+            answers.append({"pool": pool, "logits": logits, "spatial": spatial.float()})
+        for key, answer in answers[0].items():
+            close(f"inception {name} {key}, f32 against f64", answers[1][key], answer, 1e-4)
+            out[f"{name}.{key}"] = answer.numpy().astype(np.float32)
+    write("inception.safetensors", {"weights": "SplitMix64, see evaluation.py"}, out)
+
+
+def adm_distances(u, v):
+    """Squared distances with the roundings of the ADM evaluator's f16."""
+    u, v = u.half(), v.half()
+    norm = lambda x: (x * x).float().sum(1).half()
+    products = (u.float() @ v.float().T).half()
+    return ((norm(u)[:, None] - 2 * products) + norm(v)[None, :]).clamp_min(0).float()
+
+
+def adm_precision_recall(samples, reference):
+    radii = [adm_distances(x, x).sort(dim=1).values[:, 3] for x in (samples, reference)]
+    between = adm_distances(samples, reference)
+    precision = (between <= radii[1][None, :]).any(dim=1).double().mean()
+    recall = (between <= radii[0][:, None]).any(dim=0).double().mean()
+    return float(precision), float(recall)
+
+
+def metrics():
+    rng = np.random.default_rng(11)
+    mix = rng.standard_normal((2, 24, 24)) / 5
+    draw = lambda n, k: torch.from_numpy(np.abs(rng.standard_normal((n, 24)) @ mix[k] + 0.3 * k).astype(np.float32))
+    out = {"samples": draw(300, 0), "reference": draw(260, 1), "few": draw(15, 0)}
+    out["logits"] = torch.from_numpy((3 * rng.standard_normal((300, 20))).astype(np.float32))
+    for name in ("samples", "few"):
+        one, other = (fid_features_to_statistics(out[key].double()) for key in (name, "reference"))
+        fid = fid_statistics_to_metric(one, other, False)["frechet_inception_distance"]
+        # The ADM evaluator's own way.
+        root = scipy.linalg.sqrtm(one["sigma"] @ other["sigma"]).real
+        means = one["mu"] - other["mu"]
+        again = means @ means + np.trace(one["sigma"]) + np.trace(other["sigma"]) - 2 * np.trace(root)
+        close(f"FID of {name}, sqrtm against eigenvalues", torch.tensor(again), torch.tensor(fid), 1e-6 if name == "samples" else 1e-4)
+        out[f"fid.{name}"] = np.float64(fid)
+    score = [isc_features_to_metric(out["logits"], splits, shuffle=False)["inception_score_mean"] for splits in (1, 3)]
+    out["is.1"], out["is.3"] = np.float64(score[0]), np.float64(score[1])
+    exact = calculate_precision_recall_full(out["samples"], out["reference"], 3, 10000)
+    rounded = adm_precision_recall(out["samples"], out["reference"])
+    out["pr.f32"], out["pr.f16"] = np.array(exact, np.float64), np.array(rounded, np.float64)
+    assert exact != rounded, "f16 changes nothing here: the case shows nothing"
+    write("metrics.safetensors", {"k": 3}, out)
