@@ -5,6 +5,7 @@
 
 mod encode;
 mod errors;
+mod evaluate;
 mod exchange;
 mod layering;
 mod line;

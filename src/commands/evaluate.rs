@@ -1,5 +1,7 @@
 //! `pipeline evaluate`: samples against real images.
 
+mod metrics;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,18 +21,20 @@ use stages::evaluate::neighbours::{
 };
 use stages::evaluate::samples::SampleList;
 
+use self::metrics::MetricsArgs;
 use crate::exit::Outcome;
 use crate::show::{self, Progress};
 
-/// Compare samples with real images at 32 x 32 pixels: whether the nearest is of the sample's class, and whether
-/// samples are copies of training images.
+/// Compare samples with real images: FID, sFID, IS, precision and recall with --inception; else at 32 x 32 pixels, whether the
+/// nearest is of the sample's class, and whether samples are copies of training images.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct EvaluateArgs {
-    /// Folder that `pipeline sample` wrote
-    #[arg(long, value_name = "DIR")]
+    /// Folder that `pipeline sample` wrote; with --inception any folder of pictures, or an .npz file
+    #[arg(long, value_name = "DIR|NPZ")]
     pub(crate) samples: PathBuf,
-    /// Folder with one folder of real images for each class, none of them trained on
-    #[arg(long, value_name = "DIR")]
+    /// Folder with one folder of real images for each class, none of them trained on; with --inception any folder of pictures of
+    /// one size, or an .npz file
+    #[arg(long, value_name = "DIR|NPZ")]
     pub(crate) reference: PathBuf,
     /// Folder with one folder of images for each class, those that were trained on
     #[arg(long, value_name = "DIR")]
@@ -38,6 +42,8 @@ pub(crate) struct EvaluateArgs {
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) metrics: MetricsArgs,
 }
 
 /// What the samples are like; accuracies are serialised as shares in 0..=1.
@@ -67,6 +73,9 @@ pub(crate) struct DistanceToTrain {
 }
 
 pub(crate) fn run(args: &EvaluateArgs, runtime: &Runtime) -> Result<Outcome> {
+    if let Some(inception) = &args.metrics.inception {
+        return metrics::run(args, inception, runtime);
+    }
     let Some(evaluation) = evaluate(args, runtime)? else {
         return Ok(Outcome::Interrupted("stopped; evaluation leaves nothing behind, run it again".to_owned()));
     };
@@ -74,6 +83,7 @@ pub(crate) fn run(args: &EvaluateArgs, runtime: &Runtime) -> Result<Outcome> {
         show::result(&serde_json::to_string(&evaluation)?);
     } else {
         show::result(&lines(&evaluation));
+        show::say("FID, sFID, IS, precision and recall need --inception F.safetensors (docs/evaluation.md)");
     }
     Ok(Outcome::Done)
 }
@@ -199,7 +209,6 @@ fn search(
     Ok((!finished.interrupted).then_some(finished.output))
 }
 
-/// What a person reads.
 /// What a person reads of it.
 pub(crate) fn lines(evaluation: &Evaluation) -> String {
     let Evaluation { count, nearest_neighbour_accuracy, chance, by_class, train_accuracy, distance_to_train } =
@@ -302,7 +311,7 @@ mod tests {
         let record = serde_json::json!({ "labels": [0], "class_names": ["dark", "light"] });
         fs::write(samples.join("samples.json"), record.to_string()).unwrap();
 
-        let args = EvaluateArgs { samples, reference, train: None, json: false };
+        let args = EvaluateArgs { samples, reference, train: None, json: false, metrics: MetricsArgs::default() };
         assert!(evaluate(&args, &Runtime::default()).unwrap().is_some());
         let runtime = Runtime::default();
         runtime.interrupt().request();

@@ -15,6 +15,7 @@ import sys
 import torch
 
 import golden_file
+from arrays import arrays
 from autoencoder import vae
 from crop import crop
 from evaluation import inception, metrics
@@ -24,7 +25,7 @@ from sampler import sampler
 from variants import variants
 from weights import checkpoints
 
-CASES = {f.__name__: f for f in (vae, block, dupa, variants, adamw, sampler, crop, checkpoints, inception, metrics)}
+CASES = {f.__name__: f for f in (vae, block, dupa, variants, adamw, sampler, crop, checkpoints, inception, metrics, arrays)}
 
 
 def main(names):

@@ -22,11 +22,14 @@
 //! Not here yet: the stages that bring pictures and reference files to these, so no command prints the five numbers. The
 //! folder of PNG files that `pipeline sample` writes can be given to an existing evaluator.
 
+pub mod features;
 pub mod frechet;
 pub mod inception_score;
 pub mod moments;
 pub mod neighbours;
+pub mod pictures;
 pub mod precision_recall;
+pub mod reference;
 pub mod samples;
 
 #[cfg(test)]

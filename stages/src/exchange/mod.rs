@@ -25,6 +25,7 @@ pub mod channels;
 pub mod export;
 pub mod import;
 pub mod npy;
+pub mod npz;
 pub mod preview;
 pub mod repa;
 pub mod tensors;

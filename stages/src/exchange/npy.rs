@@ -9,9 +9,9 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-const MAGIC: &[u8; 6] = b"\x93NUMPY";
+pub(super) const MAGIC: &[u8; 6] = b"\x93NUMPY";
 /// Longest header that is read: `numpy.load` refuses longer ones too.
-const MAX_HEADER: usize = 10_000;
+pub(super) const MAX_HEADER: usize = 10_000;
 /// Largest file that is read, in bytes; one REPA latent has 32,896.
 const MAX_FILE: u64 = 1 << 28;
 
@@ -69,7 +69,13 @@ impl Npy {
     /// Takes the bytes of a file apart; the error is what is wrong with them.
     fn parse(mut file: Vec<u8>) -> Result<Self, String> {
         let (header, data) = header_of(&file)?;
-        let Header { big_endian, fortran_order, shape } = parse_header(header)?;
+        let Header { descr, fortran_order, shape } = parse_header(header)?;
+        let big_endian = match descr.as_str() {
+            "<f4" => false,
+            ">f4" => true,
+            "|O" => return Err("it holds pickled Python objects".to_owned()),
+            other => return Err(format!("its dtype is {other:?}")),
+        };
         if fortran_order && shape.len() > 1 {
             return Err("it is in Fortran order".to_owned());
         }
@@ -127,14 +133,19 @@ fn header_of(file: &[u8]) -> Result<(&str, usize), String> {
     Ok((text, MAGIC.len() + 2 + width + len))
 }
 
-struct Header {
-    big_endian: bool,
-    fortran_order: bool,
-    shape: Vec<usize>,
+/// What a header says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Header {
+    /// NumPy's name of the dtype: `<f4`, `|u1`.
+    pub(super) descr: String,
+    /// Whether the first dimension is the one whose values lie side by side.
+    pub(super) fortran_order: bool,
+    /// Outermost dimension first.
+    pub(super) shape: Vec<usize>,
 }
 
 /// Reads `{'descr': '<f4', 'fortran_order': False, 'shape': (8, 32, 32), }`, with the keys in any order.
-fn parse_header(text: &str) -> Result<Header, String> {
+pub(super) fn parse_header(text: &str) -> Result<Header, String> {
     let strange = || format!("its header {:?} is not understood", text.trim_end());
     let (mut descr, mut fortran_order, mut shape) = (None, None, None);
     let mut rest = text.trim().strip_prefix('{').and_then(|rest| rest.strip_suffix('}')).ok_or_else(strange)?.trim();
@@ -171,13 +182,7 @@ fn parse_header(text: &str) -> Result<Header, String> {
         };
     }
     let (Some(descr), Some(fortran_order), Some(shape)) = (descr, fortran_order, shape) else { return Err(strange()) };
-    let big_endian = match descr {
-        "<f4" => false,
-        ">f4" => true,
-        "|O" => return Err("it holds pickled Python objects".to_owned()),
-        other => return Err(format!("its dtype is {other:?}")),
-    };
-    Ok(Header { big_endian, fortran_order, shape })
+    Ok(Header { descr: descr.to_owned(), fortran_order, shape })
 }
 
 /// A Python string without escapes at the beginning of `text`, and what comes after it.

@@ -86,6 +86,16 @@ impl Inception {
         }))
     }
 
+    /// Name and shape of every tensor that a file of weights must have, sorted by name.
+    pub fn tensors() -> Vec<(String, Vec<i64>)> {
+        let nothing = &mut Weights::from_tensors([], "", Device::Cpu);
+        let _ = (stem(nothing), blocks(nothing));
+        let mut tensors = nothing.expected().to_vec();
+        tensors.extend([("fc.weight".to_owned(), vec![CLASSES, POOL]), ("fc.bias".to_owned(), vec![CLASSES])]);
+        tensors.sort();
+        tensors
+    }
+
     /// Identity of the weights: xxh3 of names, shapes and bytes.
     pub fn weights_xxh3(&self) -> u64 {
         self.weights_xxh3

@@ -1,8 +1,8 @@
-//! The directory of a zip archive as `torch.save` writes it: where each member's bytes lie in the file.
+//! The directory of a zip archive as `torch.save` and `numpy.savez` write it: where each member's bytes lie in the file.
 //!
-//! Read from the central directory, zip64 included. PyTorch stores its members as they are, so there is nothing to
-//! inflate: a compressed or encrypted member is refused. Only positions are read here; whether bytes have their
-//! checksum is for whoever reads them.
+//! Read from the central directory, zip64 included. PyTorch stores its members as they are, so [`members`] refuses what is
+//! compressed or encrypted; [`all_members`] takes compressed ones too, for arrays. Only positions are read here; inflating,
+//! and whether bytes have their checksum, is for whoever reads them.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,6 +22,9 @@ const ENTRY_LEN: usize = 46;
 const END_LEN: usize = 22;
 const END64_LEN: u64 = 56;
 const END64_LOCATOR_LEN: u64 = 20;
+
+/// Method of a deflated member; 0 is one stored as it is.
+const DEFLATED: u16 = 8;
 
 /// A directory of 300 tensors and their optimiser has 100 kB.
 const MAX_DIRECTORY: u64 = 64 << 20;
@@ -84,17 +87,30 @@ pub enum ArchiveError {
 
 /// Bytes of one member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Member {
+pub(in crate::exchange) struct Member {
     /// Position in the file.
-    pub(super) start: u64,
-    /// Length in bytes.
-    pub(super) len: u64,
+    pub(in crate::exchange) start: u64,
+    /// Length in bytes, inflated.
+    pub(in crate::exchange) len: u64,
+    /// Length in the file.
+    pub(in crate::exchange) stored_len: u64,
+    /// Whether the bytes in the file are to be inflated.
+    pub(in crate::exchange) deflated: bool,
     /// CRC-32 that the archive states.
-    pub(super) crc32: u32,
+    pub(in crate::exchange) crc32: u32,
 }
 
-/// All members by name.
+/// All members by name, stored as they are.
 pub(super) fn members(file: &File) -> Result<BTreeMap<String, Member>, ArchiveError> {
+    let members = all_members(file)?;
+    match members.iter().find(|(_, member)| member.deflated) {
+        Some((name, _)) => Err(ArchiveError::NotStored { name: name.clone(), how: "compressed" }),
+        None => Ok(members),
+    }
+}
+
+/// All members by name, stored as they are or deflated.
+pub(in crate::exchange) fn all_members(file: &File) -> Result<BTreeMap<String, Member>, ArchiveError> {
     let file_len = file.metadata()?.len();
     let (start, len, count) = directory(file, file_len)?;
     let bytes = read(file, start, len)?;
@@ -106,7 +122,7 @@ pub(super) fn members(file: &File) -> Result<BTreeMap<String, Member>, ArchiveEr
         let name = str::from_utf8(entry.name).map_err(|_| ArchiveError::Name { number: number as usize })?.to_owned();
         match (entry.encrypted, entry.method) {
             (true, _) => return Err(ArchiveError::NotStored { name, how: "encrypted" }),
-            (false, 0) => {}
+            (false, 0 | DEFLATED) => {}
             (false, _) => return Err(ArchiveError::NotStored { name, how: "compressed" }),
         }
         let Some(member) = locate(file, file_len, &entry)? else { return Err(ArchiveError::Member { name }) };
@@ -231,7 +247,10 @@ fn zip64_field(extra: &[u8]) -> Option<&[u8]> {
 /// Where the bytes of a member lie: behind its local header, whose name and padding have lengths of their own. `None`
 /// where that is outside of the file.
 fn locate(file: &File, file_len: u64, entry: &Entry<'_>) -> Result<Option<Member>, ArchiveError> {
-    if entry.stored_len != entry.len || entry.header.checked_add(LOCAL_LEN).is_none_or(|end| end > file_len) {
+    let deflated = entry.method == DEFLATED;
+    if (!deflated && entry.stored_len != entry.len)
+        || entry.header.checked_add(LOCAL_LEN).is_none_or(|end| end > file_len)
+    {
         return Ok(None);
     }
     let bytes = read(file, entry.header, LOCAL_LEN)?;
@@ -241,8 +260,9 @@ fn locate(file: &File, file_len: u64, entry: &Entry<'_>) -> Result<Option<Member
         return Ok(None);
     };
     let start = entry.header + LOCAL_LEN + u64::from(name) + u64::from(extra);
-    let inside = start.checked_add(entry.len).is_some_and(|end| end <= file_len);
-    Ok(inside.then_some(Member { start, len: entry.len, crc32: entry.crc32 }))
+    let inside = start.checked_add(entry.stored_len).is_some_and(|end| end <= file_len);
+    let Entry { len, stored_len, crc32, .. } = *entry;
+    Ok(inside.then_some(Member { start, len, stored_len, deflated, crc32 }))
 }
 
 /// `len` bytes from `start`, which were checked to lie in the file.

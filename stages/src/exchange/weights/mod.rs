@@ -20,7 +20,7 @@
 //! Files may come from anywhere. No length or shape in them is trusted before it was compared with the file's size, and
 //! nothing in them is executed.
 
-mod archive;
+pub(super) mod archive;
 mod file;
 mod import;
 mod names;

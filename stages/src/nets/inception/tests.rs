@@ -3,16 +3,6 @@
 use super::*;
 use crate::splitmix::SplitMix64;
 
-/// Names and shapes of all tensors, sorted by name.
-fn shapes() -> Vec<(String, Vec<i64>)> {
-    let mut nothing = Weights::from_tensors([], "nothing", Device::Cpu);
-    let _ = (stem(&mut nothing), blocks(&mut nothing));
-    let mut shapes = nothing.expected().to_vec();
-    shapes.extend([("fc.weight".to_owned(), vec![CLASSES, POOL]), ("fc.bias".to_owned(), vec![CLASSES])]);
-    shapes.sort();
-    shapes
-}
-
 /// As `weights` of evaluation.py: tensor number j is drawn with seed j.
 fn weights() -> Vec<(String, Tensor)> {
     let draw = |(j, (name, shape)): (u64, (String, Vec<i64>))| {
@@ -33,7 +23,7 @@ fn weights() -> Vec<(String, Tensor)> {
         let values: Vec<f32> = (0..shape.iter().product::<i64>() as u64).map(|k| of(unit(k))).collect();
         (name, Tensor::from_slice(&values).view(&shape[..]))
     };
-    (0..).zip(shapes()).map(draw).collect()
+    (0..).zip(Inception::tensors()).map(draw).collect()
 }
 
 /// As `pictures` of evaluation.py.
@@ -49,7 +39,7 @@ fn pictures(seed: u64, [count, height, width]: [i64; 3]) -> Tensor {
 fn features_are_those_of_torch_fidelity() {
     let path = format!("{}/golden/inception.safetensors", env!("CARGO_MANIFEST_DIR"));
     let golden: std::collections::BTreeMap<_, _> = Tensor::read_safetensors(path).unwrap().into_iter().collect();
-    assert_eq!(shapes().len(), 472);
+    assert_eq!(Inception::tensors().len(), 472);
     let network = Inception::new(Weights::from_tensors(weights(), "drawn", Device::Cpu)).unwrap();
     for (name, seed, shape) in [("small", 1000, [3, 40, 56]), ("large", 2000, [1, 320, 310])] {
         let InceptionFeatures { pool, spatial, logits } = network.features(&pictures(seed, shape)).unwrap();
