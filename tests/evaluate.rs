@@ -104,5 +104,4 @@ fn what_cannot_be_measured_is_refused_in_one_sentence() {
     let line = "evaluate --samples {} --reference {} --inception {} --devices cpu";
     refuse(line, &[&empty, &empty, &other], "the weights do not fit the network: 471 missing: ");
     refuse(line, &[&empty, &empty, &folder.path().join("none")], "the weights cannot be read");
-    refuse("evaluate --samples {} --reference {} --distances f32", &[&empty, &empty], "--inception <F.safetensors>");
 }

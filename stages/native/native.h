@@ -31,7 +31,7 @@ char *dualpath_block(torch::Tensor *x, torch::Tensor *condition, torch::Tensor *
                      torch::Tensor **out);
 
 // From here to the call with the same handle, on the same thread, counts the operations that bring a value of a
-// tensor to the host. One count at a time in the process.
+// tensor to the host. Another count waits until then.
 char *dualpath_start_counting_reads(uint64_t *handle);
 int64_t dualpath_stop_counting_reads(uint64_t handle);
 

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <memory>
+#include <mutex>
 #include <string_view>
 
 #include <ATen/record_function.h>
@@ -14,6 +15,8 @@
 
 namespace {
 
+// One count at a time.
+std::mutex counting;
 std::atomic<int64_t> reads;
 
 std::unique_ptr<at::ObserverContext> observe(const at::RecordFunction &call) {
@@ -28,14 +31,18 @@ std::unique_ptr<at::ObserverContext> observe(const at::RecordFunction &call) {
 
 char *dualpath_start_counting_reads(uint64_t *handle) {
   return guarded([&] {
+    std::unique_lock<std::mutex> alone(counting);
     reads = 0;
     // Of this thread, and of those that autograd goes backward on for it.
     *handle = at::addThreadLocalCallback(
         at::RecordFunctionCallback(observe).scopes({at::RecordScope::FUNCTION}));
+    alone.release(); // until counting stops
   });
 }
 
 int64_t dualpath_stop_counting_reads(uint64_t handle) {
   at::removeCallback(handle);
-  return reads;
+  const int64_t found = reads;
+  counting.unlock();
+  return found;
 }

@@ -1,17 +1,13 @@
 //! How often the host asks for a value of a tensor: a training step never does, or a GPU would stand still meanwhile.
 
 use std::cell::Cell;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{NativeError, checked, dualpath_start_counting_reads, dualpath_stop_counting_reads};
-
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Counting stops, on the thread where it began, even if what is counted panics.
 struct Counting<'a> {
     handle: u64,
     count: &'a Cell<u64>,
-    _alone: MutexGuard<'static, ()>,
 }
 
 impl Drop for Counting<'_> {
@@ -28,13 +24,12 @@ impl Drop for Counting<'_> {
 /// # Errors
 /// libtorch's, before `body` runs.
 pub fn reads_during<T>(body: impl FnOnce() -> T) -> Result<(T, u64), NativeError> {
-    let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let mut handle = 0;
     // SAFETY: `handle` is written before the call returns without a message.
     checked(unsafe { dualpath_start_counting_reads(&raw mut handle) })?;
     let count = Cell::new(0);
     let result = {
-        let _counting = Counting { handle, count: &count, _alone: alone };
+        let _counting = Counting { handle, count: &count };
         body()
     };
     Ok((result, count.get()))
