@@ -11,7 +11,7 @@ use super::layout::{Init, ParameterSpec, layout};
 use super::network::Network;
 use super::objective::config::{Aligned, ObjectiveConfig, Reduction, Similarity};
 use super::parameters::{Parameters, in_order, views};
-use super::sampler::{self, Guidance};
+use super::sampler::{self, Diffusion, Guidance};
 use super::views::Views;
 use crate::data::LatentBatch;
 use crate::train::optimiser::{AdamW, OptimiserConfig};
@@ -283,9 +283,36 @@ fn samplers_equal_an_independent_integration() {
     assert_close("ode", &sampler::euler(x0(), 10, plain).unwrap(), &golden["euler"], 1e-12);
     let guidance = Guidance { scale: 1.6, low: 0.0, high: 0.65 };
     assert_close("ode cfg", &sampler::euler(x0(), 10, guided(guidance)).unwrap(), &golden["euler_cfg"], 1e-12);
-    let sde = sampler::euler_maruyama(x0(), 10, plain, noise).unwrap();
+    let heun = sampler::heun(x0(), 10, |x, t, _| plain(x, t)).unwrap();
+    assert_close("heun", &heun, &golden["heun"], 1e-12);
+    let sde = sampler::euler_maruyama(x0(), 10, Diffusion::TwoSigma, plain, noise).unwrap();
     assert_close("sde", &sde, &golden["sde"], 1e-12);
     let guidance = Guidance { scale: 1.6, low: 0.0, high: 0.7 };
-    let sde = sampler::euler_maruyama(x0(), 10, guided(guidance), noise).unwrap();
+    let sde = sampler::euler_maruyama(x0(), 10, Diffusion::TwoSigma, guided(guidance), noise).unwrap();
     assert_close("sde cfg", &sde, &golden["sde_cfg"], 1e-12);
+}
+
+/// A linear field that depends on the label, with guidance as the network's is made: `Guidance::velocity`.
+#[test]
+fn samplers_with_labels_equal_an_independent_integration_for_each_diffusion() {
+    let golden = golden("samplers");
+    let (labels, null) = (&golden["labels"], 2);
+    let x1 = || golden["x1"].copy();
+    let noise = |i: usize| Ok::<_, ()>(golden["xi"].get(i as i64));
+    for (suffix, scale) in [("", 1.0), ("_cfg", 1.6)] {
+        let guidance = Guidance { scale, low: 0.1, high: 0.65 };
+        let field = |x: &Tensor, t: f64, gate: f64| {
+            Ok::<_, ()>(guidance.velocity(gate, x, labels, null, |x, labels| {
+                let (a, b) = (golden["a"].index_select(0, labels), golden["b"].index_select(0, labels));
+                a.bmm(&x.unsqueeze(-1)).squeeze_dim(-1) + b * (1.0 + t)
+            }))
+        };
+        let plain = |x: &Tensor, t: f64| field(x, t, t);
+        let check = |name: &str, end: Tensor| assert_close(name, &end, &golden[&format!("{name}{suffix}")], 1e-10);
+        check("euler", sampler::euler(x1(), 9, plain).unwrap());
+        check("heun", sampler::heun(x1(), 9, field).unwrap());
+        for (name, diffusion) in [("sde_2sigma", Diffusion::TwoSigma), ("sde_sigma", Diffusion::Sigma)] {
+            check(name, sampler::euler_maruyama(x1(), 9, diffusion, plain, noise).unwrap());
+        }
+    }
 }
