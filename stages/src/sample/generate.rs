@@ -1,25 +1,30 @@
 //! Latents from noise, by the averaged weights of a run.
 
+use std::sync::Arc;
+
 use ndarray::Array4;
 use pipeline::{BoxError, Stage, Worker};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, no_grad};
+use xxhash_rust::xxh3::xxh3_64;
 
+use super::noise::NoiseFile;
 use super::request::SampleRequest;
 use crate::method::config::{LatentShape, ModelConfig};
 use crate::method::network::Network;
 use crate::method::parameters::views;
 use crate::method::random::{self, Purpose, seed_of};
-use crate::method::sampler::{self, Guidance, Integrator};
+use crate::method::sampler::{self, Diffusion, Guidance, Integrator};
 use crate::method::{layout, network};
-use crate::native::NativeError;
 
 /// How images are sampled: everything that changes them, apart from the weights.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct SampleSettings {
-    /// SDE or ODE.
+    /// How to integrate.
     pub sampler: Integrator,
-    /// Evaluations of the velocity, guidance not counted.
+    /// w_t of the SDE; the other samplers do not read it.
+    pub diffusion: Diffusion,
+    /// Steps, which are evaluations of the velocity but for Heun, guidance not counted.
     pub steps: usize,
     /// Classifier-free guidance.
     pub guidance: Guidance,
@@ -55,6 +60,11 @@ impl Weights {
         Self { model, data, flat: host }
     }
 
+    /// xxh3-64 of the buffer's bytes, little-endian.
+    pub fn xxh3(&self) -> u64 {
+        xxh3_64(bytemuck::cast_slice(&self.flat))
+    }
+
     /// The network over these weights, in the dtype `kind`.
     pub fn network(&self, device: Device, kind: Kind) -> Network {
         let specs = layout::layout(&self.model, &self.data);
@@ -69,45 +79,43 @@ pub struct Generate {
     network: Network,
     settings: SampleSettings,
     device: Device,
+    start: Option<Arc<NoiseFile>>,
 }
 
 impl Generate {
-    /// A factory that builds the network on the device of each worker.
+    /// A factory that builds the network on the device of each worker. Images start from the rows of `start`, or from
+    /// noise drawn from the seed.
     pub fn on(
-        weights: Weights,
+        weights: impl Into<Arc<Weights>>,
         settings: SampleSettings,
         devices: Vec<Device>,
         kind: Kind,
+        start: Option<Arc<NoiseFile>>,
     ) -> impl Fn(Worker) -> Result<Self, BoxError> + Send + Sync + 'static {
+        let weights = weights.into();
         move |worker| {
             let device = devices[worker.index % devices.len()];
-            Ok(Self { network: no_grad(|| weights.network(device, kind)), settings, device })
+            let network = no_grad(|| weights.network(device, kind));
+            Ok(Self { network, settings, device, start: start.clone() })
         }
     }
 
     /// Over a network that is there already, on the device of its weights.
     pub fn over(network: Network, settings: SampleSettings, device: Device) -> Self {
-        Self { network, settings, device }
+        Self { network, settings, device, start: None }
     }
 
-    /// v(x, t) with guidance; both passes are one batch, conditional half first.
-    fn velocity(&self, x: &Tensor, t: f64, labels: &Tensor) -> Tensor {
-        let n = labels.size()[0];
-        let x = x.to_kind(Kind::Float);
-        let times = |n: i64| Tensor::full([n], t, (Kind::Float, self.device));
-        let guidance = self.settings.guidance;
-        if !guidance.applies_at(t) {
-            return self.network.forward(&x, &times(n), labels).velocity;
-        }
-        let null = labels.full_like(self.network.null_class());
-        let both = self.network.forward(&x.repeat([2, 1, 1, 1]), &times(2 * n), &Tensor::cat(&[labels, &null], 0));
-        let halves = both.velocity.chunk(2, 0);
-        let (class, null) = (&halves[0], &halves[1]);
-        null + guidance.scale * (class - null)
+    /// v(x, t), guided as the time `gate` is.
+    fn velocity(&self, x: &Tensor, t: f64, gate: f64, labels: &Tensor) -> Tensor {
+        let pass = |x: &Tensor, labels: &Tensor| {
+            let times = Tensor::full([labels.size()[0]], t, (Kind::Float, self.device));
+            self.network.forward(x, &times, labels).velocity
+        };
+        self.settings.guidance.velocity(gate, &x.to_kind(Kind::Float), labels, self.network.null_class(), pass)
     }
 
     /// f64 noise `[B, C, h, w]`, drawn for each image on its own.
-    fn noise(&self, seeds: impl Iterator<Item = u64>) -> Result<Tensor, NativeError> {
+    fn noise(&self, seeds: impl Iterator<Item = u64>) -> Result<Tensor, BoxError> {
         let LatentShape { channels, height, width, .. } = *self.network.data();
         // On the CPU, so that an image starts from the same noise on every device.
         let each = seeds
@@ -116,14 +124,27 @@ impl Generate {
         Ok(Tensor::stack(&each, 0).to_device(self.device).to_kind(Kind::Double))
     }
 
-    fn generate(&self, request: &SampleRequest) -> Result<Tensor, NativeError> {
-        let SampleSettings { sampler, steps, seed, .. } = self.settings;
+    /// f64 `[B, C, h, w]`: what the images of the request start from.
+    fn start(&self, request: &SampleRequest) -> Result<Tensor, BoxError> {
+        let Some(file) = &self.start else {
+            let seed = self.settings.seed;
+            return self.noise(request.indices.iter().map(|&i| seed_of(seed, i, Purpose::SampleStart)));
+        };
+        let LatentShape { channels, height, width, .. } = *self.network.data();
+        let rows = request.indices.iter().map(|&i| file.row(i)).collect::<Result<Vec<_>, _>>()?;
+        let shape = [rows.len() as i64, channels, height, width];
+        Ok(Tensor::from_slice(&rows.concat()).view(shape).to_device(self.device))
+    }
+
+    fn generate(&self, request: &SampleRequest) -> Result<Tensor, BoxError> {
+        let SampleSettings { sampler, diffusion, steps, seed, .. } = self.settings;
         let labels = Tensor::from_slice(&request.labels).to_device(self.device);
-        let start = self.noise(request.indices.iter().map(|&i| seed_of(seed, i, Purpose::SampleStart)))?;
-        let field = |x: &Tensor, t: f64| Ok(self.velocity(x, t, &labels));
+        let start = self.start(request)?;
+        let field = |x: &Tensor, t: f64| Ok(self.velocity(x, t, t, &labels));
         match sampler {
             Integrator::Ode => sampler::euler(start, steps, field),
-            Integrator::Sde => sampler::euler_maruyama(start, steps, field, |step| {
+            Integrator::Heun => sampler::heun(start, steps, |x, t, gate| Ok(self.velocity(x, t, gate, &labels))),
+            Integrator::Sde => sampler::euler_maruyama(start, steps, diffusion, field, |step| {
                 let of_image =
                     |&i: &u64| seed_of(seed_of(seed, i, Purpose::SamplePath), step as u64, Purpose::SamplePath);
                 self.noise(request.indices.iter().map(of_image))
@@ -159,7 +180,11 @@ mod tests {
         let len = parameters.master.numel() as i64;
         let flat = &parameters.master + random::normal(&[len], Device::Cpu, 1).unwrap() * 0.1;
         let weights = Weights::new(model, data, &flat);
-        Generate::on(weights, settings, vec![Device::Cpu], Kind::Float)(Worker { index: 0, workers: 1 }).unwrap()
+        Generate::on(weights, settings, vec![Device::Cpu], Kind::Float, None)(Worker { index: 0, workers: 1 }).unwrap()
+    }
+
+    fn settings(sampler: Integrator, steps: usize, guidance: Guidance) -> SampleSettings {
+        SampleSettings { sampler, diffusion: Diffusion::TwoSigma, steps, guidance, seed: 4 }
     }
 
     fn request(indices: &[u64]) -> SampleRequest {
@@ -168,9 +193,9 @@ mod tests {
 
     #[test]
     fn an_image_does_not_depend_on_those_sampled_with_it() {
-        for sampler in [Integrator::Sde, Integrator::Ode] {
+        for sampler in [Integrator::Sde, Integrator::Ode, Integrator::Heun] {
             let guidance = Guidance { scale: 1.5, low: 0.0, high: 0.7 };
-            let mut stage = generate(SampleSettings { sampler, steps: 8, guidance, seed: 4 });
+            let mut stage = generate(settings(sampler, 8, guidance));
             let together = stage.process(request(&[0, 1, 2])).unwrap().latents;
             let alone = stage.process(request(&[1])).unwrap().latents;
             let difference = (&together.index_axis(ndarray::Axis(0), 1) - &alone.index_axis(ndarray::Axis(0), 0))
@@ -184,10 +209,38 @@ mod tests {
     fn guidance_moves_the_samples_only_inside_its_interval() {
         let sample = |scale, low, high| {
             let guidance = Guidance { scale, low, high };
-            let mut stage = generate(SampleSettings { sampler: Integrator::Ode, steps: 4, guidance, seed: 4 });
+            let mut stage = generate(settings(Integrator::Ode, 4, guidance));
             stage.process(request(&[0])).unwrap().latents
         };
         assert_eq!(sample(3.0, 2.0, 3.0), sample(1.0, 0.0, 1.0));
         assert_ne!(sample(3.0, 0.0, 1.0), sample(1.0, 0.0, 1.0));
+    }
+
+    /// Rows that are the very numbers which the seed draws give the very same latents.
+    #[test]
+    fn an_image_starts_from_the_row_of_the_file_that_has_its_number() {
+        let guidance = Guidance { scale: 1.0, low: 0.0, high: 1.0 };
+        for sampler in [Integrator::Sde, Integrator::Heun] {
+            let mut stage = generate(settings(sampler, 3, guidance));
+            let expected = stage.process(request(&[1, 2])).unwrap().latents;
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("noise.safetensors");
+            let drawn = stage.noise((0..3).map(|i| seed_of(4, i, Purpose::SampleStart))).unwrap();
+            Tensor::write_safetensors(&[("noise", drawn)], &path).unwrap();
+            stage.start = Some(Arc::new(NoiseFile::open(&path, 3, stage.network.data()).unwrap()));
+            stage.settings.seed = if sampler == Integrator::Sde { 4 } else { 5 };
+            assert_eq!(stage.process(request(&[1, 2])).unwrap().latents, expected, "{sampler:?}");
+        }
+    }
+
+    #[test]
+    fn the_diffusion_changes_the_path_of_the_sde_alone() {
+        let sample = |sampler, diffusion| {
+            let guidance = Guidance { scale: 1.0, low: 0.0, high: 1.0 };
+            let mut stage = generate(SampleSettings { diffusion, ..settings(sampler, 6, guidance) });
+            stage.process(request(&[0])).unwrap().latents
+        };
+        let differ = |sampler| sample(sampler, Diffusion::TwoSigma) != sample(sampler, Diffusion::Sigma);
+        assert!(differ(Integrator::Sde) && !differ(Integrator::Ode) && !differ(Integrator::Heun));
     }
 }
