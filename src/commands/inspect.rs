@@ -14,7 +14,7 @@ use stages::device::parse_devices;
 use stages::encode::list::wnids;
 use stages::exchange::preview::{LabelledGrid, RandomSamples, stored_scaling};
 use stages::load::plan::DEFAULT_POOL_BLOCKS;
-use stages::sample::decode::DecodeLatents;
+use stages::sample::decode::{DecodeLatents, Rounding};
 
 use self::shuffle::ShuffleReport;
 use self::summary::{Record, Summary};
@@ -107,7 +107,7 @@ fn preview(args: &InspectArgs, dataset: &Arc<Dataset>, path: &Path, runtime: &Ru
     let names: Vec<String> = manifest.classes.iter().map(|class| wnids::readable(class).to_owned()).collect();
     #[rustfmt::skip]
     let finished = Flow::from(RandomSamples::of(dataset, args.count, args.seed)?) // -> SampleLatents  f32 [1, C, h, w]
-        .then(DecodeLatents::on(vae, devices, scaling))                           // -> SamplePixels   u8 [1, 3, H, W]
+        .then(DecodeLatents::on(vae, devices, scaling, Rounding::Repa))           // -> SamplePixels   u8 [1, 3, H, W]
         .into(LabelledGrid::create(path, &names))
         .run(runtime)?;
 

@@ -6,7 +6,7 @@ use image::RgbImage;
 use pipeline::{BoxError, End, Sink, Stage, Worker};
 use tch::{Device, Kind, Tensor, no_grad};
 
-use super::decode::to_levels;
+use super::decode::{Rounding, to_levels};
 use crate::data::{Decoded, Pixels};
 use crate::nets::autoencoder::{AutoencoderKl, VaeChoice};
 
@@ -49,7 +49,7 @@ impl Stage for Reconstruct {
             let bytes = Tensor::f_from_slice(&rgb)?.view([1, height as i64, width as i64, 3]);
             let x = bytes.permute([0, 3, 1, 2]).contiguous().to_kind(Kind::Float) / 127.5 - 1.0;
             let (mean, _) = self.vae.encode_moments(&x)?;
-            Ok(to_levels(&self.vae.decode(&mean)?).permute([0, 2, 3, 1]).contiguous())
+            Ok(to_levels(&self.vae.decode(&mean)?, Rounding::Repa).permute([0, 2, 3, 1]).contiguous())
         })?;
         let mut levels = vec![0u8; rgb.len()];
         decoded.copy_data(&mut levels, rgb.len());
