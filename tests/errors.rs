@@ -26,7 +26,7 @@ fn samples_go_into_no_folder_that_holds_other_files() {
     let (data, run) = (folder.path().join("data"), folder.path().join("run"));
     succeed("encode --images {} --out {} --size 64", &[&images, &data]);
     succeed(&format!("train --data {{}} --run {{}} --steps 1 {SMALL}"), &[&data, &run]);
-    refuse("sample --run {} --out {} --count 2 --steps 1", &[&run, &images], "which is no sample");
+    refuse("sample --run {} --out {} --count 2 --steps 1", &[&run, &images], "it is no folder of samples");
     let left = fs::read_dir(images.join("class-0")).unwrap().count();
     assert_eq!(left, 4);
 }

@@ -29,8 +29,9 @@ fn images_become_shards_a_run_and_samples() {
     succeed(&format!("train --data {{}} --run {{}} --steps 3 {SMALL}"), &[&data, &run]);
     assert_eq!(fs::read_to_string(run.join("metrics.jsonl")).unwrap().lines().count(), 3);
 
-    let out = folder.path().join("samples");
-    for sampler in ["sde", "ode"] {
+    let out = folder.path().join("heun");
+    for sampler in ["sde", "ode", "heun"] {
+        let out = folder.path().join(sampler);
         let line = format!("sample --run {{}} --out {{}} --count 5 --steps 4 --cfg 1.5 --sampler {sampler}");
         succeed(&line, &[&run, &out]);
         let picture = image::open(out.join("000004.png")).unwrap();

@@ -113,8 +113,9 @@ fn a_run_is_exported_and_imported_again_with_every_bit() {
 
     // The same pictures from the run and from what was exported of it.
     let picture = |line: &str, source: &Path| {
-        succeed(&format!("sample {line} {{}} --out {{}} --vae tiny --count 2 --steps 3"), &[source, &at("samples")]);
-        fs::read(at("samples/000001.png")).unwrap()
+        let out = at(&format!("samples{line}"));
+        succeed(&format!("sample {line} {{}} --out {{}} --vae tiny --count 2 --steps 3"), &[source, &out]);
+        fs::read(out.join("000001.png")).unwrap()
     };
     succeed("export-weights {} --out {}", &[&run, &at("exported.safetensors")]);
     assert_eq!(picture("--run", &run), picture("--weights", &at("exported.safetensors")));

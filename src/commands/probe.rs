@@ -12,7 +12,7 @@ use stages::device::{Device, parse_devices, parse_precision};
 use stages::evaluate::frechet::LatentDistance;
 use stages::load::feed::{Feeder, Scaling};
 use stages::load::{self, LoadConfig};
-use stages::method::sampler::{Guidance, Integrator};
+use stages::method::sampler::{Diffusion, Guidance, Integrator};
 use stages::probe::collect::{CollectLatents, Latents};
 use stages::probe::{linear, velocity};
 use stages::sample::collect::CollectSamples;
@@ -131,10 +131,12 @@ pub(crate) fn run(args: &ProbeArgs, runtime: &Runtime) -> Result<Outcome> {
         0 => None,
         sampled => {
             let guidance = Guidance { scale: 1.0, low: 0.0, high: 1.0 };
-            let settings = SampleSettings { sampler: Integrator::Ode, steps: args.steps, guidance, seed: args.seed };
-            let requests = Requests::new((0..classes).collect(), Labels::Balanced, sampled, batch as u64, args.seed);
+            let (sampler, diffusion) = (Integrator::Ode, Diffusion::TwoSigma);
+            let settings = SampleSettings { sampler, diffusion, steps: args.steps, guidance, seed: args.seed };
+            let classes: Vec<_> = (0..classes).collect();
+            let requests = Requests::new(&classes, Labels::Balanced, sampled, batch as u64, args.seed);
             let finished = Flow::from(requests) //                                -> SampleRequest
-                .then(Generate::on(weights, settings, vec![device], kind)) //     -> SampleLatents  f32 [B, C, h, w]
+                .then(Generate::on(weights, settings, vec![device], kind, None)) // -> SampleLatents  f32 [B, C, h, w]
                 .into(CollectSamples::default())
                 .run(runtime)?;
             let Some(samples) = finished.output.filter(|_| !finished.interrupted) else { return stopped() };

@@ -1,26 +1,33 @@
 //! `pipeline sample`: a trained run or a file of weights in, pictures out.
 
+mod record;
 mod source;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use pipeline::{Flow, Runtime};
-use serde::Serialize;
 use stages::device::{Device, Kind, parse_devices, parse_precision};
-use stages::method::sampler::{Guidance, Integrator};
+use stages::load::feed::Scaling;
+use stages::method::config::LatentShape;
+use stages::method::sampler::{Diffusion, Guidance, Integrator};
 use stages::nets::autoencoder::VaeChoice;
-use stages::sample::decode::DecodeLatents;
-use stages::sample::generate::{Generate, SampleSettings};
+use stages::sample::decode::{DecodeLatents, Rounding};
+use stages::sample::generate::{Generate, SampleSettings, Weights};
+use stages::sample::noise::NoiseFile;
+use stages::sample::npz::NpzImages;
 use stages::sample::request::{Labels, Requests};
 use stages::sample::write::WriteSamples;
 
+use crate::commands::sample::record::Record;
 use crate::commands::sample::source::Source;
 use crate::exit::{Ended, Outcome};
 use crate::show::{self, Progress};
 
-/// Sample images from the averaged weights of a run, or from a file of weights, as PNG files and one grid.
+/// Sample images from the averaged weights of a run, or from a file of weights, as PNG files and one grid, or as one npz
+/// file. The same command goes on where it was stopped.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct SampleArgs {
     /// Run directory of `pipeline train`; its newest checkpoint is used
@@ -44,24 +51,39 @@ pub(crate) struct SampleArgs {
     /// Class indices to sample, separated by commas [default: all]
     #[arg(long, value_name = "I,J", value_delimiter = ',')]
     pub(crate) classes: Vec<i64>,
-    /// Random classes, or equally many of each in order
-    #[arg(long, value_enum, default_value_t = LabelsArg::Random)]
-    pub(crate) labels: LabelsArg,
-    /// Stochastic (Euler-Maruyama) or deterministic (Euler)
+    /// Random classes, or equally many of each in order [default: random, or those of --noise]
+    #[arg(long, value_enum)]
+    pub(crate) labels: Option<LabelsArg>,
+    /// Euler-Maruyama on the SDE; or Euler or Heun on the ODE, Heun with 2 N - 1 evaluations for N steps
     #[arg(long, value_enum, default_value_t = SamplerArg::Sde)]
     pub(crate) sampler: SamplerArg,
-    /// Evaluations of the velocity
+    /// w_t of the SDE: 2 sigma_t as REPA's code has it, or sigma_t as the papers print it
+    #[arg(long, value_enum, default_value_t = DiffusionArg::TwoSigma)]
+    pub(crate) diffusion: DiffusionArg,
+    /// Steps of the sampler
     #[arg(long, value_name = "N", default_value_t = 250)]
     pub(crate) steps: usize,
-    /// Scale of classifier-free guidance; 1 is none
-    #[arg(long, value_name = "W", default_value_t = 1.0)]
-    pub(crate) cfg: f64,
+    /// Scale of classifier-free guidance; 1 is none. Several, separated by commas, fill a folder each: cfg-1.5, ..
+    #[arg(long, value_name = "W", value_delimiter = ',', num_args = 1, default_value = "1")]
+    pub(crate) cfg: Vec<f64>,
     /// Times at which guidance applies (0 is data, 1 is noise)
     #[arg(long, value_name = "LOW,HIGH", value_delimiter = ',', num_args = 1, default_value = "0,0.7")]
     pub(crate) interval: Vec<f64>,
     /// Autoencoder that decodes: tiny, or a diffusers directory [default: the one of the training data]
     #[arg(long, value_name = "VAE")]
     pub(crate) vae: Option<String>,
+    /// samples.npz holds arr_0, u8 [N, H, W, 3], and arr_1, the classes
+    #[arg(long, value_enum, default_value_t = FormatArg::Png)]
+    pub(crate) format: FormatArg,
+    /// How decoded values become levels: 255 clamp((x + 1) / 2) or clamp(127.5 x + 128), both truncated
+    #[arg(long, value_enum, default_value_t = RoundingArg::Repa)]
+    pub(crate) rounding: RoundingArg,
+    /// Start image i from row i of `noise` [N, C, h, w], with class i of `labels` [N] if the file has them
+    #[arg(long, value_name = "F.safetensors")]
+    pub(crate) noise: Option<PathBuf>,
+    /// Write the latents as well: `latents` f32 [N, C, h, w], scaled as the network predicts them
+    #[arg(long, value_name = "F.safetensors")]
+    pub(crate) save_latents: Option<PathBuf>,
     /// Seed of noise and random classes
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub(crate) seed: u64,
@@ -83,100 +105,205 @@ pub(crate) enum LabelsArg {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum FormatArg {
+    Png,
+    Npz,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum RoundingArg {
+    Repa,
+    Sit,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum SamplerArg {
     Sde,
     Ode,
+    Heun,
 }
 
-/// `samples.json`: everything that changes the images, beside them.
-#[derive(Debug, Serialize)]
-struct Record {
-    /// The file of the weights.
-    checkpoint: String,
-    /// Steps that were trained; null where a file of weights does not say.
-    step: Option<u64>,
-    count: u64,
-    settings: SampleSettings,
-    label_scheme: Labels,
-    /// Class indices that were asked for.
-    classes: Vec<i64>,
-    /// Class index of each image, in the order of the files.
-    labels: Vec<i64>,
-    /// Name of each class of the run; a class index is an index into them.
-    class_names: Vec<String>,
-    precision: String,
-    vae: String,
-    rounding: &'static str,
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum DiffusionArg {
+    #[value(name = "2sigma")]
+    TwoSigma,
+    Sigma,
+}
+
+/// What all folders of a command have in common.
+#[derive(Debug)]
+struct Job<'a> {
+    args: &'a SampleArgs,
+    weights: Arc<Weights>,
+    scaling: Scaling,
+    vae: VaeChoice,
+    /// Rows and columns of a picture.
+    size: [u64; 2],
+    devices: Vec<Device>,
+    kind: Kind,
+    noise: Option<Arc<NoiseFile>>,
+    /// As for the first of --cfg.
+    record: Record,
 }
 
 pub(crate) fn run(args: &SampleArgs, runtime: &Runtime) -> Result<Ended> {
     let Source { weights, file, step, scaling, vae, vae_name, class_names } = Source::open(args)?;
-    let classes = classes(args, weights.data.classes)?;
-    let settings = settings(args)?;
-    let devices = parse_devices(&args.devices)?;
-    let kind = parse_precision(&args.precision, devices[0])?;
-    let labels = match args.labels {
-        LabelsArg::Random => Labels::Random,
-        LabelsArg::Balanced => Labels::Balanced,
-    };
-    // A row of the grid is a class where every class has as many images.
-    let columns = match args.labels {
-        LabelsArg::Balanced if args.count.is_multiple_of(classes.len() as u64) => args.count / classes.len() as u64,
-        _ => (args.count as f64).sqrt().ceil() as u64,
-    };
-    let write = WriteSamples::create(&args.out, args.count, columns as usize)
-        .with_context(|| format!("cannot write samples into {}", args.out.display()))?;
-    let requests = Requests::new(classes.clone(), labels, args.count, args.batch, args.seed);
-    let record = Record {
-        checkpoint: file.display().to_string(),
-        step,
-        count: args.count,
-        settings,
-        label_scheme: labels,
-        classes,
-        labels: (0..args.count).map(|index| requests.label(index)).collect(),
-        class_names,
-        precision: format!("{kind:?}"),
-        vae: vae_name,
-        rounding: "255 clamp((x + 1) / 2), truncated",
-    };
-    let (count, n, mut progress) = (args.count, devices.len(), Progress::new("sampling", args.count));
-    let batch = args.batch.max(1);
-
-    #[rustfmt::skip]
-    let finished = Flow::from(requests)                                          // -> SampleRequest
-        .then(Generate::on(weights, settings, devices.clone(), kind)).workers(n) // -> SampleLatents  f32 [B, C, h, w]
-        .then(DecodeLatents::on(vae, devices, scaling)).workers(n)               // -> SamplePixels   u8 [B, 3, H, W]
-        .into(write)
-        .observe(progress.interval(), move |report| {
-            let done = report.stages.last().map_or(0, |stage| stage.items * batch).min(count);
-            progress.at(done, &format!("sampled {done}/{count} images"));
-        })
-        .run(runtime)?;
-
-    if finished.interrupted {
-        let done = finished.output;
-        let outcome = Outcome::Interrupted(format!(
-            "stopped after {done} of {count} images; the same command makes them again, to the same pixels"
-        ));
-        return Ok(Ended { outcome, report: Some(finished.report) });
-    }
-    let record_path = args.out.join("samples.json");
-    std::fs::write(&record_path, serde_json::to_string_pretty(&record)?)
-        .with_context(|| format!("cannot write {}", record_path.display()))?;
-    show::say(&show::report_lines(&finished.report));
-    show::result(&format!("wrote {} images to {}", finished.output, args.out.display()));
-    Ok(Ended { outcome: Outcome::Done, report: Some(finished.report) })
-}
-
-fn classes(args: &SampleArgs, known: i64) -> Result<Vec<i64>> {
+    let all_settings = args.cfg.iter().map(|cfg| settings(args, *cfg)).collect::<Result<Vec<_>>>()?;
+    let [first, ..] = all_settings[..] else { bail!("--cfg takes a number, or several separated by commas") };
     if args.count == 0 {
         bail!("--count 0 asks for no images");
     }
+    if let (Some(file), 2..) = (&args.save_latents, all_settings.len()) {
+        bail!("--save-latents {}: one file cannot hold the latents of several --cfg; give one of them", file.display());
+    }
+    let noise = args.noise.as_ref().map(|path| NoiseFile::open(path, args.count, &weights.data)).transpose()?;
+    let classes = classes(args, weights.data.classes)?;
+    let (label_scheme, labels) = labels(args, &classes, noise.as_ref())?;
+    let devices = parse_devices(&args.devices)?;
+    let kind = parse_precision(&args.precision, devices[0])?;
+    let opened = vae.open(Device::Cpu, Kind::Float)?;
+    let LatentShape { height, width, .. } = weights.data;
+    let record = Record {
+        checkpoint: file.display().to_string(),
+        weights_xxh3: format!("{:016x}", weights.xxh3()),
+        step,
+        count: args.count,
+        settings: first,
+        label_scheme,
+        classes,
+        labels,
+        class_names,
+        precision: format!("{kind:?}"),
+        vae: vae_name,
+        vae_xxh3: format!("{:016x}", opened.identity().weights_xxh3),
+        rounding: match args.rounding {
+            RoundingArg::Repa => Rounding::Repa,
+            RoundingArg::Sit => Rounding::Sit,
+        },
+        format: match args.format {
+            FormatArg::Png => "png",
+            FormatArg::Npz => "npz",
+        },
+        noise: args.noise.as_ref().map(|path| path.display().to_string()),
+        noise_xxh3: noise.as_ref().map(|file| file.xxh3().map(|hash| format!("{hash:016x}"))).transpose()?,
+        latents: args.save_latents.as_ref().map(|path| path.display().to_string()),
+    };
+    let job = Job {
+        args,
+        weights: Arc::new(weights),
+        scaling,
+        vae,
+        size: [height, width].map(|side| (side * opened.downsample()) as u64),
+        devices,
+        kind,
+        noise: noise.map(Arc::new),
+        record,
+    };
+    if let [settings] = all_settings[..] {
+        return job.sample(settings, &args.out, runtime);
+    }
+    let mut ended = Ended::already();
+    for settings in all_settings {
+        let folder = args.out.join(format!("cfg-{}", settings.guidance.scale));
+        show::say(&format!("--cfg {}: {}", settings.guidance.scale, folder.display()));
+        let next = job.sample(settings, &folder, runtime)?;
+        ended = Ended { outcome: next.outcome, report: next.report.or(ended.report) };
+        if let Outcome::Interrupted(_) = ended.outcome {
+            break;
+        }
+    }
+    Ok(ended)
+}
+
+impl Job<'_> {
+    /// Fills one folder, or goes on with it.
+    fn sample(&self, settings: SampleSettings, folder: &Path, runtime: &Runtime) -> Result<Ended> {
+        let Self { args, ref weights, scaling, ref vae, ref devices, kind, ref noise, ref record, .. } = *self;
+        let record = Record { settings, ..record.clone() };
+        record.claim(folder)?;
+        let write = self.write(folder).with_context(|| format!("cannot write samples into {}", folder.display()))?;
+        let (count, there) = (args.count, write.present().iter().filter(|present| **present).count() as u64);
+        if write.is_whole() {
+            show::result(&format!("{} holds its {count} images already", folder.display()));
+            return Ok(Ended::already());
+        }
+        if there > 0 {
+            show::say(&format!("{there} of {count} images are there already"));
+        }
+        let requests = Requests::given(record.labels, args.batch).without(write.present());
+        let (rounding, batch, n) = (record.rounding, args.batch.max(1), devices.len());
+        let generate = Generate::on(Arc::clone(weights), settings, devices.clone(), kind, noise.clone());
+        let decode = DecodeLatents::on(vae.clone(), devices.clone(), scaling, rounding);
+        let mut progress = Progress::new("sampling", count);
+
+        #[rustfmt::skip]
+        let finished = Flow::from(requests)  // -> SampleRequest
+            .then(generate).workers(n)       // -> SampleLatents  f32 [B, C, h, w]
+            .then(decode).workers(n)         // -> SamplePixels   u8 [B, 3, H, W]
+            .into(write)
+            .observe(progress.interval(), move |report| {
+                let done = report.stages.last().map_or(0, |stage| stage.items * batch);
+                let done = (there / batch * batch + done).min(count);
+                progress.at(done, &format!("sampled {done}/{count} images"));
+            })
+            .run(runtime)?;
+
+        let done = finished.output;
+        if finished.interrupted && done < count {
+            let sentence = format!("stopped after {done} of {count} images; run the same command to continue");
+            return Ok(Ended { outcome: Outcome::Interrupted(sentence), report: Some(finished.report) });
+        }
+        show::say(&show::report_lines(&finished.report));
+        show::result(&format!("wrote {} images to {}", done - there, folder.display()));
+        Ok(Ended { outcome: Outcome::Done, report: Some(finished.report) })
+    }
+
+    fn write(&self, folder: &Path) -> Result<WriteSamples> {
+        let (args, labels) = (self.args, &self.record.labels);
+        let write = match args.format {
+            FormatArg::Png => WriteSamples::png(folder, args.count, self.columns())?,
+            FormatArg::Npz => {
+                let [height, width] = self.size;
+                WriteSamples::npz(folder, NpzImages { height, width, labels: labels.clone() })?
+            }
+        };
+        match &args.save_latents {
+            Some(path) => Ok(write.with_latents(path, &self.weights.data)?),
+            None => Ok(write),
+        }
+    }
+
+    /// A row of the grid is a class where every class has as many images.
+    fn columns(&self) -> usize {
+        let (count, classes) = (self.args.count, self.record.classes.len() as u64);
+        let columns = match self.record.label_scheme {
+            Labels::Balanced if count.is_multiple_of(classes) => count / classes,
+            _ => (count as f64).sqrt().ceil() as u64,
+        };
+        columns as usize
+    }
+}
+
+fn classes(args: &SampleArgs, known: i64) -> Result<Vec<i64>> {
     if let Some(wrong) = args.classes.iter().find(|class| !(0..known).contains(*class)) {
         bail!("--classes {wrong}: the weights have classes 0 to {}", known - 1);
     }
     Ok(if args.classes.is_empty() { (0..known).collect() } else { args.classes.clone() })
+}
+
+/// The class of each image, and how it was chosen.
+fn labels(args: &SampleArgs, classes: &[i64], noise: Option<&NoiseFile>) -> Result<(Labels, Vec<i64>)> {
+    if let Some(given) = noise.and_then(NoiseFile::labels) {
+        if args.labels.is_some() || !args.classes.is_empty() {
+            bail!("the file of --noise has labels; leave out --labels and --classes");
+        }
+        return Ok((Labels::Given, given[..args.count as usize].to_vec()));
+    }
+    let scheme = match args.labels {
+        None | Some(LabelsArg::Random) => Labels::Random,
+        Some(LabelsArg::Balanced) => Labels::Balanced,
+    };
+    Ok((scheme, Requests::new(classes, scheme, args.count, args.batch, args.seed).labels().to_vec()))
 }
 
 /// The autoencoder of --vae, or else the one that made the data ([`autoencoder_of_data`]), and its name.
@@ -203,7 +330,7 @@ pub(crate) fn autoencoder_of_data(name: &str, wanted: &str) -> Result<VaeChoice>
     Ok(choice)
 }
 
-fn settings(args: &SampleArgs) -> Result<SampleSettings> {
+fn settings(args: &SampleArgs, cfg: f64) -> Result<SampleSettings> {
     if args.steps == 0 {
         bail!("--steps 0 integrates nothing");
     }
@@ -211,13 +338,18 @@ fn settings(args: &SampleArgs) -> Result<SampleSettings> {
     if low > high {
         bail!("--interval {low},{high}: the first time must not exceed the second");
     }
-    if !(args.cfg >= 1.0 && args.cfg.is_finite()) {
-        bail!("--cfg {} must be at least 1, which is no guidance", args.cfg);
+    if !(cfg >= 1.0 && cfg.is_finite()) {
+        bail!("--cfg {cfg} must be at least 1, which is no guidance");
     }
     let sampler = match args.sampler {
         SamplerArg::Sde => Integrator::Sde,
         SamplerArg::Ode => Integrator::Ode,
+        SamplerArg::Heun => Integrator::Heun,
     };
-    let guidance = Guidance { scale: args.cfg, low, high };
-    Ok(SampleSettings { sampler, steps: args.steps, guidance, seed: args.seed })
+    let diffusion = match args.diffusion {
+        DiffusionArg::TwoSigma => Diffusion::TwoSigma,
+        DiffusionArg::Sigma => Diffusion::Sigma,
+    };
+    let guidance = Guidance { scale: cfg, low, high };
+    Ok(SampleSettings { sampler, diffusion, steps: args.steps, guidance, seed: args.seed })
 }

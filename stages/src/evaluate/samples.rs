@@ -1,6 +1,6 @@
 //! Lists the images of a folder that `pipeline sample` wrote, with their classes.
 //!
-//! `samples.json` lies beside the images and is written last: it holds the class index of each image in the order of
+//! `samples.json` lies beside the images: it holds the class index of each image in the order of
 //! the files `000000.png ..`, and the names of the classes. Its other fields are not read here. Files that it does not
 //! count, such as `grid.png`, are passed over.
 
@@ -23,7 +23,7 @@ pub enum SamplesError {
         path: PathBuf,
     },
     /// The folder has no `samples.json`.
-    #[error("{path}: no samples.json here; give a folder that `pipeline sample` wrote to its end", path = .path.display())]
+    #[error("{path}: no samples.json here; give a folder that `pipeline sample` wrote", path = .path.display())]
     NoRecord {
         /// The folder.
         path: PathBuf,
@@ -64,7 +64,7 @@ pub enum SamplesError {
         classes: usize,
     },
     /// An image that `samples.json` counts is not there.
-    #[error("{path}: missing, though samples.json lists {count} images; run `pipeline sample` again", path = .path.display())]
+    #[error("{path}: missing, though samples.json lists {count} images; the command of `pipeline sample` that made it goes on with it", path = .path.display())]
     MissingImage {
         /// The file.
         path: PathBuf,

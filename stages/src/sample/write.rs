@@ -1,34 +1,52 @@
-//! Samples to disk: one PNG an image, and all of them in one grid.
+//! Samples to disk: one PNG an image, with all of them in one grid, or one npz file; and their latents if they are wanted.
+//!
+//! What is there already is kept, and what is there is whole: a PNG gets its name when it is written to its end, and of an
+//! npz file the whole rows count. So a command that was killed goes on where it was. (A power cut is another matter: images
+//! are not synced one by one.)
 
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use image::{ImageError, RgbImage};
+use image::{ImageError, ImageFormat, RgbImage};
 use ndarray::{Array4, ArrayView3, Axis};
 use pipeline::{BoxError, End, Sink};
 
+use super::latents::{LatentsError, LatentsFile};
+use super::npz::{NpzImages, NpzWriter};
 use super::request::SampleRequest;
+use crate::method::config::LatentShape;
 
-/// Decoded samples: u8 0..=255, `[B, 3, H, W]`.
+/// Decoded samples.
 #[derive(Debug)]
 pub struct SamplePixels {
     /// Which images.
     pub request: SampleRequest,
-    /// RGB, planar.
+    /// What they were decoded from, scaled as the network predicts it: f32 `[B, C, h, w]`.
+    pub latents: Array4<f32>,
+    /// RGB, planar, u8 0..=255: `[B, 3, H, W]`.
     pub pixels: Array4<u8>,
 }
 
-/// Writes `<folder>/000000.png ..` and, for a small number of images, `<folder>/grid.png`.
+/// Writes the images that are not there yet.
 #[derive(Debug)]
 pub struct WriteSamples {
-    folder: PathBuf,
-    columns: usize,
-    grid: Option<Vec<RgbImage>>,
-    written: u64,
+    images: Images,
+    latents: Option<LatentsFile>,
+    /// Which images are there.
+    present: Vec<bool>,
 }
 
-/// A picture could not be written.
+#[derive(Debug)]
+enum Images {
+    /// `<folder>/000000.png ..` and, for a small number of them, `<folder>/grid.png`.
+    Png { folder: PathBuf, columns: usize },
+    /// `<folder>/samples.npz`, called `samples.npz.part` until it is whole. `None` if it is.
+    Npz { folder: PathBuf, writer: Option<NpzWriter<File>> },
+}
+
+/// A file of samples could not be written.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {source}")]
 pub struct WriteError {
@@ -36,34 +54,129 @@ pub struct WriteError {
     source: ImageError,
 }
 
+impl WriteError {
+    fn at(path: &Path) -> impl Fn(io::Error) -> Self {
+        move |e| Self { path: path.to_path_buf(), source: ImageError::IoError(e) }
+    }
+}
+
 impl WriteSamples {
     /// More images than this make no grid.
     pub const GRID_LIMIT: u64 = 400;
+    /// The name of the npz file.
+    pub const NPZ: &str = "samples.npz";
 
-    /// Makes `folder` and removes samples of an earlier command from it: it holds exactly what this one makes. `count`
-    /// images are expected; a grid has `columns` of them in a row.
+    /// `count` images as PNG files in `folder`, which exists; a grid has `columns` of them in a row.
     ///
     /// # Errors
-    /// A folder with anything else in it, which is left as it is; and the system's own.
-    pub fn create(folder: &Path, count: u64, columns: usize) -> Result<Self, std::io::Error> {
-        fs::create_dir_all(folder)?;
-        let mut earlier = Vec::new();
-        for entry in fs::read_dir(folder)? {
-            let path = entry?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            let sample = name.strip_suffix(".png").is_some_and(|stem| stem.len() >= 6 && stem.parse::<u64>().is_ok());
-            if !sample && name != "grid.png" && name != "samples.json" {
-                let reason =
-                    format!("it holds {name}, which is no sample; give a folder that is new or of samples only");
-                return Err(std::io::Error::other(reason));
+    /// The file system's.
+    pub fn png(folder: &Path, count: u64, columns: usize) -> Result<Self, WriteError> {
+        let there = |index| {
+            let path = folder.join(file_name(index));
+            path.try_exists().map_err(WriteError::at(&path))
+        };
+        let present = (0..count).map(there).collect::<Result<_, _>>()?;
+        let images = Images::Png { folder: folder.to_path_buf(), columns: columns.max(1) };
+        Ok(Self { images, latents: None, present })
+    }
+
+    /// These images as `samples.npz` in `folder`, which exists.
+    ///
+    /// # Errors
+    /// The file system's; and a file of that name, or with `.part` behind it, that begins otherwise.
+    pub fn npz(folder: &Path, images: NpzImages) -> Result<Self, WriteError> {
+        let (count, folder) = (images.labels.len(), folder.to_path_buf());
+        let path = folder.join(Self::NPZ);
+        if path.try_exists().map_err(WriteError::at(&path))? {
+            return Ok(Self {
+                images: Images::Npz { folder, writer: None },
+                latents: None,
+                present: vec![true; count],
+            });
+        }
+        let part = part_of(&path);
+        let writer = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&part)
+            .and_then(|file| NpzWriter::open(file, images))
+            .map_err(WriteError::at(&part))?;
+        let present = (0..count).map(|index| (index as u64) < writer.rows()).collect();
+        Ok(Self { images: Images::Npz { folder, writer: Some(writer) }, latents: None, present })
+    }
+
+    /// Writes the latents to `path` as well.
+    ///
+    /// # Errors
+    /// As [`LatentsFile::open`].
+    pub fn with_latents(self, path: &Path, latent: &LatentShape) -> Result<Self, LatentsError> {
+        let kept = self.present.iter().filter(|present| **present).count() as u64;
+        let latents = LatentsFile::open(path, self.present.len() as u64, kept, latent)?;
+        Ok(Self { latents: Some(latents), ..self })
+    }
+
+    /// Which images are there, in order.
+    pub fn present(&self) -> &[bool] {
+        &self.present
+    }
+
+    /// Whether nothing is left to do.
+    pub fn is_whole(&self) -> bool {
+        let files = match &self.images {
+            Images::Png { folder, .. } => !self.wants_grid() || folder.join("grid.png").exists(),
+            Images::Npz { writer, .. } => writer.is_none(),
+        };
+        files && self.latents.as_ref().is_none_or(LatentsFile::is_whole) && self.present.iter().all(|present| *present)
+    }
+
+    fn wants_grid(&self) -> bool {
+        self.present.len() as u64 <= Self::GRID_LIMIT
+    }
+
+    fn write(&mut self, index: u64, picture: &RgbImage) -> Result<(), WriteError> {
+        match &mut self.images {
+            Images::Png { folder, .. } => save(picture, &folder.join(file_name(index))),
+            Images::Npz { folder, writer } => {
+                let Some(writer) = writer else { return Ok(()) };
+                let out_of_order = || io::Error::other(format!("image {index} behind {} rows", writer.rows()));
+                let order = if writer.rows() == index { Ok(()) } else { Err(out_of_order()) };
+                order.and_then(|()| writer.append(picture.as_raw())).map_err(WriteError::at(&folder.join(Self::NPZ)))
             }
-            earlier.push(path);
         }
-        for path in earlier {
-            fs::remove_file(path)?;
+    }
+
+    /// All images are there: what can only be made of all of them.
+    fn complete(self) -> Result<(), BoxError> {
+        let wants_grid = self.wants_grid();
+        // First, so that a grid or an npz file under its own name says that nothing is left to do.
+        if let Some(mut latents) = self.latents {
+            latents.finish()?;
         }
-        let grid = (count <= Self::GRID_LIMIT).then(Vec::new);
-        Ok(Self { folder: folder.to_path_buf(), columns: columns.max(1), grid, written: 0 })
+        match self.images {
+            Images::Png { folder, columns } if wants_grid => {
+                let read = |index| {
+                    let path = folder.join(file_name(index));
+                    let picture = image::open(&path).map_err(|source| WriteError { path, source });
+                    picture.map(image::DynamicImage::into_rgb8)
+                };
+                let pictures = (0..self.present.len() as u64).map(read).collect::<Result<Vec<_>, _>>()?;
+                save(&grid(&pictures, columns), &folder.join("grid.png"))?;
+            }
+            Images::Npz { folder, writer: Some(writer) } => {
+                let path = folder.join(Self::NPZ);
+                let finished = writer.finish().and_then(|mut file| {
+                    let len = io::Seek::stream_position(&mut file)?;
+                    file.set_len(len)?;
+                    file.sync_all()?;
+                    fs::rename(part_of(&path), &path)
+                });
+                finished.map_err(WriteError::at(&path))?;
+            }
+            _ => {}
+        }
+        Ok(())
     }
 }
 
@@ -72,22 +185,28 @@ impl Sink for WriteSamples {
     type Output = u64;
 
     fn consume(&mut self, samples: SamplePixels) -> Result<ControlFlow<()>, BoxError> {
-        for (index, picture) in samples.request.indices.iter().zip(pictures(&samples)) {
-            save(&picture, &self.folder.join(file_name(*index)))?;
-            self.written += 1;
-            if let Some(grid) = &mut self.grid {
-                grid.push(picture);
+        let latents = samples.latents.axis_iter(Axis(0));
+        for ((&index, picture), latents) in samples.request.indices.iter().zip(pictures(&samples)).zip(latents) {
+            if self.present[index as usize] {
+                continue;
             }
+            // Before the image: where the image is, the latents are.
+            if let Some(file) = &self.latents {
+                file.write(index, latents.as_slice().ok_or("latents are not contiguous")?)?;
+            }
+            self.write(index, &picture)?;
+            self.present[index as usize] = true;
         }
         Ok(ControlFlow::Continue(()))
     }
 
-    /// The number of images written.
+    /// The number of images that are there.
     fn finish(self, _: End) -> Result<u64, BoxError> {
-        if let Some(pictures) = self.grid.filter(|pictures| !pictures.is_empty()) {
-            save(&grid(&pictures, self.columns), &self.folder.join("grid.png"))?;
+        let there = self.present.iter().filter(|present| **present).count();
+        if there == self.present.len() {
+            self.complete()?;
         }
-        Ok(self.written)
+        Ok(there as u64)
     }
 }
 
@@ -96,8 +215,18 @@ pub fn file_name(index: u64) -> String {
     format!("{index:06}.png")
 }
 
+/// A file under this name is whole.
 fn save(picture: &RgbImage, path: &Path) -> Result<(), WriteError> {
-    picture.save(path).map_err(|source| WriteError { path: path.to_path_buf(), source })
+    let part = part_of(path);
+    picture
+        .save_with_format(&part, ImageFormat::Png)
+        .and_then(|()| Ok(fs::rename(&part, path)?))
+        .map_err(|source| WriteError { path: path.to_path_buf(), source })
+}
+
+/// What `path` is called until it is whole.
+fn part_of(path: &Path) -> PathBuf {
+    PathBuf::from(format!("{}.part", path.display()))
 }
 
 /// The samples one by one.
@@ -141,5 +270,54 @@ mod tests {
         assert_eq!(grid.get_pixel(7, 3).0, [20; 3]);
         assert_eq!(grid.get_pixel(2, 6).0, [30; 3]);
         assert_eq!(grid.get_pixel(7, 6).0, [255; 3]);
+    }
+
+    fn samples(indices: &[u64]) -> SamplePixels {
+        let n = indices.len();
+        let value = |i: usize| indices[i];
+        SamplePixels {
+            request: SampleRequest { indices: indices.to_vec(), labels: vec![0; n] },
+            latents: Array4::from_shape_fn((n, 1, 2, 2), |(i, _, y, x)| value(i) as f32 + (y * 2 + x) as f32 / 8.0),
+            pixels: Array4::from_shape_fn((n, 3, 2, 3), |(i, c, y, x)| {
+                (value(i) * 40) as u8 + (c * 6 + y * 3 + x) as u8
+            }),
+        }
+    }
+
+    const LATENT: LatentShape = LatentShape { channels: 1, height: 2, width: 2, classes: 3 };
+
+    /// Files of the folder with their bytes.
+    fn files(folder: &Path) -> std::collections::BTreeMap<String, Vec<u8>> {
+        let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+        entries.map(|e| (e.file_name().into_string().unwrap(), fs::read(e.path()).unwrap())).collect()
+    }
+
+    #[test]
+    fn what_was_dropped_half_way_goes_on_to_the_same_files() {
+        for npz in [false, true] {
+            let open = |folder: &Path| {
+                let images = NpzImages { height: 2, width: 3, labels: vec![0; 4] };
+                let write = if npz { WriteSamples::npz(folder, images) } else { WriteSamples::png(folder, 4, 2) };
+                write.unwrap().with_latents(&folder.join("l.safetensors"), &LATENT).unwrap()
+            };
+            let (whole, stopped) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            let mut write = open(whole.path());
+            let _ = write.consume(samples(&[0, 1, 2, 3])).unwrap();
+            assert_eq!(write.finish(End::Complete).unwrap(), 4);
+
+            let mut write = open(stopped.path());
+            let _ = write.consume(samples(&[0, 1])).unwrap();
+            assert!(!write.is_whole());
+            assert_eq!(write.finish(End::Interrupted).unwrap(), 2);
+            let kept = files(stopped.path());
+            assert!(!kept.contains_key("grid.png") && !kept.contains_key("samples.npz"), "{:?}", kept.keys());
+            let mut write = open(stopped.path());
+            assert_eq!(write.present(), [true, true, false, false]);
+            let _ = write.consume(samples(&[0, 1, 2, 3])).unwrap();
+            assert_eq!(write.finish(End::Complete).unwrap(), 4);
+            assert!(files(stopped.path()) == files(whole.path()), "npz: {npz}");
+            assert!(!files(whole.path()).keys().any(|name| name.ends_with(".part")));
+            assert!(open(whole.path()).is_whole());
+        }
     }
 }

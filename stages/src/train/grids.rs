@@ -16,7 +16,7 @@ use super::step::Trainer;
 use crate::load::feed::Scaling;
 use crate::method::network::Network;
 use crate::method::parameters::views;
-use crate::method::sampler::{Guidance, Integrator};
+use crate::method::sampler::{Diffusion, Guidance, Integrator};
 use crate::nets::autoencoder::VaeChoice;
 use crate::sample::decode::DecodeLatents;
 use crate::sample::generate::{Generate, SampleSettings};
@@ -96,6 +96,7 @@ fn settings(trainer: &Trainer) -> SampleSettings {
     let schedule = &trainer.config.train;
     SampleSettings {
         sampler: Integrator::Ode,
+        diffusion: Diffusion::TwoSigma,
         steps: schedule.sample_steps as usize,
         guidance: Guidance { scale: schedule.sample_guidance, low: 0.0, high: 1.0 },
         seed: schedule.seed,
@@ -103,9 +104,9 @@ fn settings(trainer: &Trainer) -> SampleSettings {
 }
 
 fn request(trainer: &Trainer) -> SampleRequest {
-    let classes = (0..trainer.data.classes).collect();
-    let requests = Requests::new(classes, Labels::Balanced, IMAGES, IMAGES, trainer.config.train.seed);
-    SampleRequest { indices: (0..IMAGES).collect(), labels: (0..IMAGES).map(|index| requests.label(index)).collect() }
+    let classes: Vec<_> = (0..trainer.data.classes).collect();
+    let requests = Requests::new(&classes, Labels::Balanced, IMAGES, IMAGES, trainer.config.train.seed);
+    SampleRequest { indices: (0..IMAGES).collect(), labels: requests.labels().to_vec() }
 }
 
 fn file_name(step: u64) -> String {

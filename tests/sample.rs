@@ -1,0 +1,193 @@
+//! `pipeline sample` as a whole program: killed, stopped, run again, with given noise, in both formats.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+
+use crate::program::{images, random, refuse, start, succeed};
+
+const TRAIN: &str = "train --data {} --run {} --steps 40 --preset dupa-demo --set train.batch=8 --set model.hidden=64 \
+    --set model.depth=3 --set model.encoder_depth=2 --set optimiser.lr=0.003 --set ema.decay=0.9";
+
+/// A run of some steps, enough that classes differ, on images of 64 x 64, so latents of [4, 8, 8]; three classes.
+fn trained(folder: &Path) -> PathBuf {
+    let images = images(folder, 3, 4);
+    let (data, run) = (folder.join("data"), folder.join("run"));
+    succeed("encode --images {} --out {} --size 64", &[&images, &data]);
+    succeed(TRAIN, &[&data, &run]);
+    run
+}
+
+/// Every file of a folder with its bytes.
+fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    entries.map(|e| (e.file_name().into_string().unwrap(), fs::read(e.path()).unwrap())).collect()
+}
+
+/// How many images are there, of a folder that is not finished.
+fn images_in(folder: &Path) -> usize {
+    let rows = fs::metadata(folder.join("samples.npz.part")).map_or(0, |part| part.len() / (64 * 64 * 3));
+    let is_image = |entry: &fs::DirEntry| entry.file_name().to_str().unwrap().ends_with(".png");
+    rows as usize + fs::read_dir(folder).map_or(0, |entries| entries.filter(|e| is_image(e.as_ref().unwrap())).count())
+}
+
+fn record(folder: &Path) -> serde_json::Value {
+    serde_json::from_slice(&fs::read(folder.join("samples.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn killed_at_random_points_and_run_again_gives_the_same_images_in_both_formats() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = trained(folder.path());
+    let mut state = 7;
+    for format in ["png", "npz"] {
+        let line = format!("sample --run {{}} --out {{}} --count 45 --batch 4 --steps 12 --cfg 1.5 --format {format}");
+        let whole = folder.path().join(format!("whole-{format}"));
+        succeed(&line, &[&run, &whole]);
+        let expected = files(&whole);
+        let (mut kills, mut left) = (0, Vec::new());
+        while kills < 8 {
+            let out = folder.path().join(format!("{format}-{kills}"));
+            // Killed again and again in one folder, at once or some images later, until it gets to its end.
+            while kills < 8 {
+                let enough = images_in(&out) + (random(&mut state) * 12.0) as usize;
+                let mut child = start(&line, &[&run, &out]).spawn().unwrap();
+                while images_in(&out) < enough && child.try_wait().unwrap().is_none() {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                child.kill().unwrap();
+                let ended = child.wait().unwrap();
+                if ended.success() {
+                    break;
+                }
+                assert_eq!(ended.signal(), Some(9), "it ended by itself");
+                kills += 1;
+                left.push(images_in(&out));
+            }
+            succeed(&line, &[&run, &out]);
+            let found = files(&out);
+            assert!(found.keys().eq(expected.keys()), "{:?} and {:?}", found.keys(), expected.keys());
+            assert!(found == expected, "{format}, after kills that left {left:?} images");
+        }
+        assert!(left.iter().any(|there| (1..45).contains(there)), "no kill fell between images: {left:?}");
+    }
+}
+
+#[test]
+fn a_finished_folder_is_left_as_it_is_and_other_settings_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = trained(folder.path());
+    for format in ["png", "npz"] {
+        let out = folder.path().join(format);
+        let line = format!("sample --run {{}} --out {{}} --count 3 --steps 2 --format {format}");
+        succeed(&line, &[&run, &out]);
+        let times = |folder: &Path| -> Vec<_> {
+            let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+            entries.map(|e| (e.file_name(), e.metadata().unwrap().modified().unwrap())).collect()
+        };
+        let before = times(&out);
+        let text = succeed(&line, &[&run, &out]);
+        assert!(text.contains("holds its 3 images already"), "{text}");
+        assert_eq!(times(&out), before);
+        for (flag, part) in [
+            ("--seed 1", "settings.seed: 0 there, 1 here"),
+            ("--sampler heun", "settings.sampler: \"sde\" there, \"heun\" here"),
+            ("--diffusion sigma", "settings.diffusion: \"2sigma\" there, \"sigma\" here"),
+            ("--rounding sit", "rounding: \"repa\" there, \"sit\" here"),
+            ("--classes 1", "classes: a list of 3 there, a list of 1 here"),
+        ] {
+            refuse(&format!("{line} {flag}"), &[&run, &out], part);
+        }
+        refuse(&line.replace("--count 3", "--count 4"), &[&run, &out], "count: 3 there, 4 here");
+        assert_eq!(times(&out), before);
+    }
+}
+
+#[test]
+fn both_formats_hold_the_same_pixels_and_a_sweep_is_its_single_commands() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = trained(folder.path());
+    let at = |name: &str| folder.path().join(name);
+    let line = "sample --run {} --out {} --count 5 --steps 3 --sampler heun --rounding sit --labels balanced";
+    succeed(&format!("{line} --cfg 1.5,20"), &[&run, &at("sweep")]);
+    succeed(&format!("{line} --cfg 20"), &[&run, &at("single")]);
+    assert!(files(&at("sweep/cfg-20")) == files(&at("single")));
+    let first = |folder: &str| fs::read(at(folder).join("000000.png")).unwrap();
+    assert!(first("sweep/cfg-1.5") != first("single"), "the scale changes nothing");
+    assert_eq!(record(&at("sweep/cfg-1.5"))["settings"]["guidance"]["scale"], 1.5);
+    let text = succeed(&format!("{line} --cfg 1.5,20"), &[&run, &at("sweep")]);
+    assert_eq!(text.matches("already").count(), 2, "{text}");
+
+    succeed(&format!("{line} --cfg 20 --format npz"), &[&run, &at("npz")]);
+    let bytes = fs::read(at("npz/samples.npz")).unwrap();
+    let pixels: Vec<u8> = (0..5)
+        .flat_map(|i| image::open(at("single").join(format!("{i:06}.png"))).unwrap().into_rgb8().into_raw())
+        .collect();
+    assert!(bytes.windows(pixels.len()).any(|window| window == pixels), "the rows are not in the archive");
+    let labels: Vec<u8> = [0i64, 0, 1, 1, 2].iter().flat_map(|label| label.to_le_bytes()).collect();
+    assert!(bytes.windows(labels.len()).any(|window| window == labels), "the classes are not in the archive");
+    let recorded = record(&at("npz"));
+    assert_eq!((&recorded["format"], &recorded["rounding"]), (&"npz".into(), &"sit".into()));
+    assert_eq!(recorded["labels"], serde_json::json!([0, 0, 1, 1, 2]));
+}
+
+fn write_noise(path: &Path, noise: &[f32], labels: &[i64]) {
+    let bytes: Vec<u8> = noise.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let label_bytes: Vec<u8> = labels.iter().flat_map(|label| label.to_le_bytes()).collect();
+    let shape = vec![labels.len(), 4, 8, 8];
+    let tensors = [
+        ("noise", TensorView::new(Dtype::F32, shape, &bytes).unwrap()),
+        ("labels", TensorView::new(Dtype::I64, vec![labels.len()], &label_bytes).unwrap()),
+    ];
+    safetensors::serialize_to_file(tensors, None, path).unwrap();
+}
+
+fn latents(path: &Path) -> (Vec<usize>, Vec<f32>) {
+    let bytes = fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let latents = file.tensor("latents").unwrap();
+    assert_eq!(latents.dtype(), Dtype::F32);
+    let values = latents.data().chunks_exact(4).map(|value| f32::from_le_bytes(value.try_into().unwrap())).collect();
+    (latents.shape().to_vec(), values)
+}
+
+#[test]
+fn rows_of_a_noise_file_are_images_whatever_stands_beside_them_and_their_latents_are_saved() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = trained(folder.path());
+    let at = |name: &str| folder.path().join(name);
+    let mut state = 3;
+    let noise: Vec<f32> = (0..4 * 256).map(|_| 2.0 * random(&mut state) as f32 - 1.0).collect();
+    write_noise(&at("noise"), &noise, &[2, 0, 1, 2]);
+    // The same rows the other way round.
+    let turned: Vec<f32> = noise.chunks(256).rev().flatten().copied().collect();
+    write_noise(&at("turned"), &turned, &[2, 1, 0, 2]);
+
+    let line = "sample --run {} --noise {} --out {} --save-latents {} --count 4 --steps 3 --sampler ode --cfg 1.5";
+    succeed(line, &[&run, &at("noise"), &at("a"), &at("a.safetensors")]);
+    succeed(&format!("{line} --seed 9"), &[&run, &at("turned"), &at("b"), &at("b.safetensors")]);
+    let ((shape, a), (_, b)) = (latents(&at("a.safetensors")), latents(&at("b.safetensors")));
+    assert_eq!(shape, [4, 4, 8, 8]);
+    let farthest =
+        a.chunks(256).zip(b.chunks(256).rev()).flat_map(|(a, b)| a.iter().zip(b).map(|(a, b)| (a - b).abs()));
+    assert!(farthest.fold(0.0, f32::max) < 1e-5);
+    assert!(a[..256] != a[768..], "two rows gave one image");
+    let recorded = record(&at("a"));
+    assert_eq!((&recorded["label_scheme"], &recorded["labels"]), (&"given".into(), &serde_json::json!([2, 0, 1, 2])));
+
+    let short = line.replace("--count 4", "--count 5");
+    let (noise, out, new, old) = (at("noise"), at("c"), at("c.safetensors"), at("a.safetensors"));
+    let paths: [&Path; 4] = [&run, &noise, &out, &new];
+    refuse(&short, &paths, "holds noise for 4 images, and --count asks for 5");
+    refuse(&format!("{line} --classes 1"), &paths, "leave out --labels and --classes");
+    refuse(&line.replace("--cfg 1.5", "--cfg 1.5,20"), &paths, "the latents of several --cfg");
+    refuse(line, &[&run, &noise, &out, &old], "a.safetensors exists already");
+    // The other noise under the same name is another sample.
+    write_noise(&noise, &turned, &[2, 0, 1, 2]);
+    refuse(line, &[&run, &noise, &at("a"), &old], "noise_xxh3");
+}
