@@ -6,9 +6,8 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
-use nix::sys::resource::{UsageWho, getrusage};
 use serde_json::{Value, json};
 use stages::device::{parse_devices, parse_precision, training_arithmetic};
 use stages::load::synthetic::Synthetic;
@@ -139,7 +138,11 @@ fn table(found: &Value) -> String {
     )
 }
 
-/// The largest resident set of the process so far.
-fn peak_bytes() -> Result<i64> {
-    Ok(getrusage(UsageWho::RUSAGE_SELF)?.max_rss() * 1024)
+/// The largest resident set of the process so far. Not getrusage's, which begins with that of the process that started
+/// this one.
+fn peak_bytes() -> Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
+    let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse().context("/proc/self/status has no VmHWM")?;
+    Ok(kilobytes * 1024)
 }
