@@ -4,7 +4,7 @@ mod encode;
 mod load;
 mod step;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use pipeline::Runtime;
 
@@ -30,4 +30,13 @@ pub(crate) fn run(args: &BenchArgs, runtime: &Runtime) -> Result<Outcome> {
         Part::Load(args) => load::run(args, runtime),
         Part::Step(args) => step::run(args),
     }
+}
+
+/// The largest resident set of the process so far. Not getrusage's, which begins with that of the process that started
+/// this one.
+fn peak_bytes() -> Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
+    let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse().context("/proc/self/status has no VmHWM")?;
+    Ok(kilobytes * 1024)
 }

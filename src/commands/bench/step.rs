@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 use serde_json::{Value, json};
 use stages::device::{parse_devices, parse_precision, training_arithmetic};
@@ -15,6 +15,7 @@ use stages::method::config::LatentShape;
 use stages::method::cost::ForwardMacs;
 use stages::train::trial::Trial;
 
+use super::peak_bytes;
 use crate::config;
 use crate::exit::Outcome;
 use crate::show;
@@ -136,13 +137,4 @@ fn table(found: &Value) -> String {
         number("/start_bytes") / 1e6,
         found["arithmetic"].as_str().unwrap_or_default(),
     )
-}
-
-/// The largest resident set of the process so far. Not getrusage's, which begins with that of the process that started
-/// this one.
-fn peak_bytes() -> Result<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
-    let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse().context("/proc/self/status has no VmHWM")?;
-    Ok(kilobytes * 1024)
 }

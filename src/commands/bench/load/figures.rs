@@ -3,12 +3,12 @@
 use std::fmt::Write;
 
 use anyhow::{Context, Result};
-use nix::sys::resource::{UsageWho, getrusage};
 use pipeline::Report;
 use serde_json::{Value, json};
 use stages::device::Device;
 use stages::load::LoadMemory;
 
+use super::super::peak_bytes;
 use super::{BenchLoadArgs, Consumed, Counts};
 use crate::report::FlowRecord;
 
@@ -35,7 +35,7 @@ pub(super) fn of(
     let steps = counts.measured as f64 * devices.len() as f64;
     let intervals = first.intervals.figures();
     let flow = FlowRecord::of(report);
-    let peak = getrusage(UsageWho::RUSAGE_SELF)?.max_rss() * 1024;
+    let peak = peak_bytes()?;
     let mut found = json!({
         "data": args.data,
         "workers": args.reading.workers,
