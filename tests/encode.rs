@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use shards::{Dataset, Io, Scratch};
 
-use crate::program::{images, pipeline, random, refuse, run, start, succeed};
+use crate::program::{images, killed_when, pipeline, random, refuse, run, start, succeed};
 
 /// Every file of a dataset with its bytes.
 fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
@@ -65,17 +64,10 @@ fn killed_at_thirty_random_points_and_run_again_gives_the_same_bytes() {
         let out = folder.path().join(format!("killed-{kills}"));
         // Killed again and again in one folder, until a run gets to its end.
         while kills < 30 {
-            let mut child = start(KILLED, &[&images, &out]).spawn().unwrap();
             let deadline = Instant::now() + took.mul_f64(random(&mut state));
-            while Instant::now() < deadline && child.try_wait().unwrap().is_none() {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            child.kill().unwrap();
-            let ended = child.wait().unwrap();
-            if ended.success() {
+            if !killed_when(&mut start(KILLED, &[&images, &out]), || Instant::now() >= deadline) {
                 break;
             }
-            assert_eq!(ended.signal(), Some(9), "it ended by itself");
             kills += 1;
             shards_left.push(finished(&out));
         }

@@ -1,8 +1,10 @@
 //! Running the program under test.
 
 use std::ffi::OsString;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 /// The program as a command.
 pub fn pipeline() -> Command {
@@ -48,6 +50,20 @@ pub fn refuse(line: &str, paths: &[&Path], part: &str) {
     let errors: Vec<_> = stderr.lines().filter(|line| line.starts_with("error: ")).collect();
     assert!(errors.len() == 1 && errors[0].contains(part), "pipeline {line}: expected {part:?} in\n{stderr}");
     assert!(!stderr.contains("panicked"), "{stderr}");
+}
+
+/// Starts it and kills it (SIGKILL) as soon as `now` says so; false if it got to its end before. It asserts that it did not
+/// fail by itself.
+#[track_caller]
+pub fn killed_when(command: &mut Command, mut now: impl FnMut() -> bool) -> bool {
+    let mut child = command.spawn().expect("the program was built for this test");
+    while !now() && child.try_wait().expect("a child can be waited for").is_none() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().expect("a child can be killed");
+    let ended = child.wait().expect("a child can be waited for");
+    assert!(ended.success() || ended.signal() == Some(9), "it ended by itself: {ended}");
+    !ended.success()
 }
 
 /// A small labelled set: `classes` folders of `each` JPEGs of mixed sizes, drawn by a formula.

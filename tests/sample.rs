@@ -2,14 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 
-use crate::program::{images, random, refuse, start, succeed};
+use crate::program::{images, killed_when, random, refuse, start, succeed};
 
 const TRAIN: &str = "train --data {} --run {} --steps 40 --preset dupa-demo --set train.batch=8 --set model.hidden=64 \
     --set model.depth=3 --set model.encoder_depth=2 --set optimiser.lr=0.003 --set ema.decay=0.9";
@@ -56,16 +54,9 @@ fn killed_at_random_points_and_run_again_gives_the_same_images_in_both_formats()
             // Killed again and again in one folder, at once or some images later, until it gets to its end.
             while kills < 8 {
                 let enough = images_in(&out) + (random(&mut state) * 12.0) as usize;
-                let mut child = start(&line, &[&run, &out]).spawn().unwrap();
-                while images_in(&out) < enough && child.try_wait().unwrap().is_none() {
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                child.kill().unwrap();
-                let ended = child.wait().unwrap();
-                if ended.success() {
+                if !killed_when(&mut start(&line, &[&run, &out]), || images_in(&out) >= enough) {
                     break;
                 }
-                assert_eq!(ended.signal(), Some(9), "it ended by itself");
                 kills += 1;
                 left.push(images_in(&out));
             }

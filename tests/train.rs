@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crate::program::{images, random, refuse, run, start, succeed};
+use crate::program::{images, killed_when, random, refuse, run, start, succeed};
 
 /// A training that may also be made longer: its learning rate does not depend on the length.
 const TRAIN: &str = "train --data {} --run {} --preset dupa-demo --set train.batch=8 --set model.hidden=64 \
@@ -57,17 +56,10 @@ fn killed_at_random_points_and_run_again_gives_the_same_checkpoints_and_curves()
         let run = folder.path().join(format!("killed-{kills}"));
         // Killed again and again in one run, until it gets to its end.
         while kills < 12 {
-            let mut child = start(&line, &[&data, &run]).spawn().unwrap();
             let deadline = Instant::now() + took.mul_f64(random(&mut state));
-            while Instant::now() < deadline && child.try_wait().unwrap().is_none() {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            child.kill().unwrap();
-            let ended = child.wait().unwrap();
-            if ended.success() {
+            if !killed_when(&mut start(&line, &[&data, &run]), || Instant::now() >= deadline) {
                 break;
             }
-            assert_eq!(ended.signal(), Some(9), "it ended by itself");
             kills += 1;
             left.push(fs::read_dir(run.join("checkpoints")).map_or(0, Iterator::count));
         }
