@@ -1,24 +1,29 @@
 //! Whether the method does what the paper says, small: baselines and ablations on procedural images, seeds equal.
 //!
 //!     cargo bench --bench method -- [--out DIR] [--seeds N] [--steps N] [--only TEXT] [--group compare|collapse]
+//!                                   [--jobs N] [--rows FILE]
 //!
-//! Draws images, encodes them with the built-in autoencoder, trains every row with every seed, and measures each run on
-//! images that were held out (`pipeline probe`). A row is written to DIR/rows.jsonl as soon as it is measured, and one that
-//! is there is not trained again; so the bench may be stopped and started at will. Prints tables in Markdown from all rows.
+//! Draws images of 64 classes (every shape in every texture, in any hue), encodes them with the built-in autoencoder,
+//! trains every row with every seed, and measures each run on images that were held out (`pipeline probe`). `--jobs` runs
+//! go on at once, on one thread each. A row is written to FILE (DIR/rows.jsonl) as soon as it is measured, and one that is
+//! there is not trained again; so the bench may be stopped and started at will. Prints tables in Markdown from all rows.
 //! DIR is `target/bench-method` unless given. Minutes a row: this is no part of any test.
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
-use pipeline::{Flow, Runtime};
+use pipeline::{BoxError, End, Flow, Runtime, Sink, Source, Stage, Stop};
 use serde_json::{Value, json};
-use stages::procedural::{Draw, Portfolio, WriteFiles};
+use stages::method::cost::ForwardMacs;
+use stages::procedural::{Classes, Draw, Portfolio, WriteFiles};
 
 /// Images of each class: trained on, and held out.
-const IMAGES: (usize, usize) = (400, 128);
+const IMAGES: (usize, usize) = (50, 16);
 /// Pixels of an image, 8 to a latent's.
 const SIZE: &str = "128";
 const BATCH: u64 = 16;
@@ -84,19 +89,78 @@ fn main() {
     let out = value("--out").map_or_else(|| here.join("target/bench-method"), PathBuf::from);
     let group = value("--group").map_or("compare", String::as_str);
     let rows: &[Row] = if group == "collapse" { &COLLAPSE } else { &COMPARE };
-    let bench = Bench { out, steps: number("--steps", 1000) };
+    let rows_file = value("--rows").map_or_else(|| out.join("rows.jsonl"), PathBuf::from);
+    let bench = Arc::new(Bench { out, rows_file, group: group.to_owned(), steps: number("--steps", 600) });
     bench.prepare();
-    for seed in 0..number("--seeds", 3) {
-        for row in rows.iter().filter(|row| row.name.contains(value("--only").map_or("", String::as_str))) {
-            bench.measure(group, row, seed);
-        }
-    }
-    bench.tables(group, rows);
+    let only = value("--only").map_or("", String::as_str);
+    let jobs: Vec<Job> = (0..number("--seeds", 3)).flat_map(|seed| rows.iter().map(move |row| (row, seed))).collect();
+    let done = bench.rows();
+    let to_do = jobs
+        .into_iter()
+        .filter(|(row, seed)| row.name.contains(only) && !done.iter().any(|line| line["key"] == bench.key(row, *seed)));
+    let measure = bench.clone();
+    Flow::from(Jobs(to_do.collect::<Vec<_>>().into_iter())) // -> Job
+        .then(move |_| Ok(Measure(measure.clone()))) //           -> Value   what was found
+        .workers(number("--jobs", 2) as usize)
+        .into(Report)
+        .run(&Runtime::default())
+        .expect("every row can be trained and measured");
+    bench.tables(rows);
 }
 
 struct Bench {
     out: PathBuf,
+    rows_file: PathBuf,
+    group: String,
     steps: u64,
+}
+
+/// A row and a seed.
+type Job = (&'static Row, u64);
+
+struct Jobs(std::vec::IntoIter<Job>);
+
+impl Source for Jobs {
+    type Item = Job;
+
+    fn next(&mut self, _: &Stop) -> Result<Option<Job>, BoxError> {
+        Ok(self.0.next())
+    }
+}
+
+/// Trains and measures a row, and keeps what was found.
+struct Measure(Arc<Bench>);
+
+impl Stage for Measure {
+    type In = Job;
+    type Out = Value;
+
+    fn process(&mut self, (row, seed): Job) -> Result<Value, BoxError> {
+        let line = self.0.measure(row, seed);
+        let mut file = OpenOptions::new().create(true).append(true).open(&self.0.rows_file)?;
+        // In one call, so that lines of two workers do not mix.
+        file.write_all(format!("{line}\n").as_bytes())?;
+        Ok(line)
+    }
+}
+
+struct Report;
+
+impl Sink for Report {
+    type In = Value;
+    type Output = ();
+
+    fn consume(&mut self, line: Value) -> Result<ControlFlow<()>, BoxError> {
+        eprintln!(
+            "{}: velocity {}, probe {}",
+            line["key"], line["probe"]["velocity_loss"], line["probe"]["linear_probe"]
+        );
+        Ok(ControlFlow::Continue(()))
+    }
+
+    fn finish(self, _: End) -> Result<(), BoxError> {
+        Ok(())
+    }
 }
 
 impl Bench {
@@ -106,8 +170,13 @@ impl Bench {
 
     /// Draws and encodes, once.
     fn prepare(&self) {
-        let portfolio =
-            Portfolio { dir: self.out.join("images"), per_class: IMAGES.0, held_out_per_class: IMAGES.1, seed: 0 };
+        let portfolio = Portfolio {
+            dir: self.out.join("images"),
+            classes: Classes::Crossed,
+            per_class: IMAGES.0,
+            held_out_per_class: IMAGES.1,
+            seed: 0,
+        };
         if !portfolio.dir.join("done").exists() {
             let flow = Flow::from(portfolio.commissions().expect("the folder can be made"));
             let drawn = flow.then(|_| Ok(Draw)).workers(2).into(WriteFiles::default()).run(&Runtime::default());
@@ -121,36 +190,35 @@ impl Bench {
     }
 
     fn rows(&self) -> Vec<Value> {
-        let text = fs::read_to_string(self.out.join("rows.jsonl")).unwrap_or_default();
+        let text = fs::read_to_string(&self.rows_file).unwrap_or_default();
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
-    /// Trains and measures a row, unless that was done.
-    fn measure(&self, group: &str, row: &Row, seed: u64) {
+    fn key(&self, row: &Row, seed: u64) -> Value {
+        json!([self.group, row.name, seed, self.steps * row.length])
+    }
+
+    fn measure(&self, row: &Row, seed: u64) -> Value {
         let steps = self.steps * row.length;
-        let key = json!([group, row.name, seed, steps]);
-        if self.rows().iter().any(|done| done["key"] == key) {
-            return;
-        }
-        let run =
-            self.out.join("runs").join(format!("{group}-{}-{seed}-{steps}", row.name.replace([' ', ',', '+'], "_")));
+        let name = format!("{}-{}-{seed}-{steps}", self.group, row.name.replace([' ', ',', '+'], "_"));
+        let run = self.out.join("runs").join(name);
         let (run_dir, steps_text, data) = (run.display().to_string(), steps.to_string(), self.data("train"));
         let mut words =
             vec!["train", "--data", &data, "--run", &run_dir, "--preset", "dupa-demo", "--steps", &steps_text];
         let seed_text = format!("train.seed={seed}");
         let batch = format!("train.batch={BATCH}");
-        let fixed = [batch.as_str(), &seed_text, "train.checkpoint_every=1000000", "train.log_every=10"];
+        let fixed =
+            [&batch, &seed_text, "train.checkpoint_every=1000000", "train.log_every=10", "train.sample_every=1000000"];
         words.extend(fixed.iter().chain(row.settings).flat_map(|setting| ["--set", setting]));
-        let begun = std::time::Instant::now();
         pipeline(&words);
-        let seconds = begun.elapsed().as_secs_f64();
+
         let (held_out, fit) = (self.data("held-out"), self.data("train"));
-        let probe = ["probe", "--run", &run_dir, "--data", &held_out, "--fit", &fit, "--json"];
-        let mut found: Value = serde_json::from_str(&pipeline(&probe)).expect("probe prints JSON");
-        let noisy =
-            ["probe", "--run", &run_dir, "--data", &held_out, "--fit", &fit, "--t", "0.5", "--samples", "0", "--json"];
-        let at_half: Value = serde_json::from_str(&pipeline(&noisy)).expect("probe prints JSON");
-        found["linear_probe_half"] = at_half["linear_probe"].clone();
+        let probe = |more: &[&str]| -> Value {
+            let words = ["probe", "--run", &run_dir, "--data", &held_out, "--fit", &fit, "--count", "4096", "--json"];
+            serde_json::from_str(&pipeline(&[&words, more].concat())).expect("probe prints JSON")
+        };
+        let mut found = probe(&[]);
+        found["linear_probe_half"] = probe(&["--t", "0.5", "--samples", "0"])["linear_probe"].clone();
         // The checkpoint's path is that of this machine.
         found.as_object_mut().expect("an object").remove("checkpoint");
         let metrics = fs::read_to_string(run.join("metrics.jsonl")).expect("a run has metrics");
@@ -162,17 +230,12 @@ impl Bench {
             )
             .filter(|line| !line["features"].is_null())
             .collect();
-        let line = json!({"key": key, "train_s": seconds, "probe": found, "features": features});
-        let path = self.out.join("rows.jsonl");
-        let mut file = OpenOptions::new().create(true).append(true).open(path).expect("rows can be written");
-        writeln!(file, "{line}").expect("rows can be written");
-        eprintln!(
-            "{group}, {}, seed {seed}: velocity {}, probe {}",
-            row.name, found["velocity_loss"], found["linear_probe"]
-        );
+        let flop = flop(&fs::read_to_string(run.join("config.toml")).expect("a run has a configuration"));
+        json!({"key": self.key(row, seed), "train_flop": flop, "probe": found, "features": features})
     }
 
-    fn tables(&self, group: &str, rows: &[Row]) {
+    fn tables(&self, rows: &[Row]) {
+        let group = self.group.as_str();
         let mut by_name: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
         let all = self.rows();
         for row in rows {
@@ -188,7 +251,7 @@ impl Bench {
             println!("|---|---|---|---|---|---|---|---|");
         } else {
             println!(
-                "\n| | steps | images | velocity loss | t < 0.2 | t > 0.8 | probe, t = 0 | probe, t = 0.5 | latent Frechet | train s |"
+                "\n| | steps | images | velocity loss | t < 0.2 | t > 0.8 | probe, t = 0 | probe, t = 0.5 | latent Frechet | TFLOP |"
             );
             println!("|---|---|---|---|---|---|---|---|---|---|");
         }
@@ -244,10 +307,21 @@ impl Bench {
                 ends(8),
                 show(&|line| 100.0 * at(line, "/probe/linear_probe_half"), 1),
                 show(&|line| at(line, "/probe/latent_frechet/samples"), 4),
-                show(&|line| line["train_s"].as_f64().unwrap_or(f64::NAN), 0),
+                show(&|line| at(line, "/train_flop") / 1e12, 1),
             );
         }
     }
+}
+
+/// What a run took to train, by formula.
+fn flop(config: &str) -> f64 {
+    let config: toml::Table = config.parse().expect("a configuration is TOML");
+    let part = |name: &str| config[name].clone();
+    let objective = part("objective").try_into().expect("an objective");
+    let (model, data) = (part("model").try_into().expect("a model"), part("data")["latent"].clone());
+    let macs = ForwardMacs::of(&model, &data.try_into().expect("a latent's shape"), &objective);
+    let images = ["steps", "batch"].map(|key| part("train")[key].as_integer().expect("an integer"));
+    macs.training_flop(objective.views) as f64 * (images[0] * images[1]) as f64
 }
 
 /// Mean, and half of the distance between the least and the most.
@@ -262,7 +336,9 @@ fn spread(values: &[f64], digits: usize) -> String {
 
 /// Runs the program: what it printed.
 fn pipeline(words: &[&str]) -> String {
-    let output = Command::new(env!("CARGO_BIN_EXE_pipeline")).args(words).output().expect("the program can be started");
+    let program = Path::new(env!("CARGO_BIN_EXE_pipeline"));
+    let output = Command::new(program).args(words).env("OMP_NUM_THREADS", "1").output();
+    let output = output.expect("the program can be started");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "pipeline {}: {errors}", words.join(" "));
     String::from_utf8_lossy(&output.stdout).into_owned()

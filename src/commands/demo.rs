@@ -13,7 +13,7 @@ use clap::Args;
 use pipeline::{Flow, Runtime};
 use serde::{Deserialize, Serialize};
 use stages::device::cores;
-use stages::procedural::{self, Draw, Portfolio, WriteFiles};
+use stages::procedural::{self, Classes, Draw, Portfolio, WriteFiles};
 
 use super::evaluate::Evaluation;
 use super::{encode, evaluate, sample, train};
@@ -97,6 +97,7 @@ pub(crate) fn run(args: &DemoArgs, runtime: &Runtime) -> Result<Outcome> {
     show::say(&format!("pipeline demo in {}, seed {}", args.out.display(), args.seed));
     let portfolio = Portfolio {
         dir: args.out.join("images"),
+        classes: Classes::Named,
         per_class: args.per_class,
         held_out_per_class: args.held_out_per_class,
         seed: args.seed,

@@ -13,8 +13,8 @@ use image::ExtendedColorType;
 use image::codecs::jpeg::JpegEncoder;
 use pipeline::{BoxError, End, Sink, Source, Stage, Stop, Worker};
 
+use super::Classes;
 use super::random::Random;
-use super::{CLASSES, image};
 
 /// Quality of the JPEG files: as photographs usually are.
 const QUALITY: u8 = 92;
@@ -48,6 +48,8 @@ pub enum ProceduralError {
 pub struct Portfolio {
     /// Folder of the two parts.
     pub dir: PathBuf,
+    /// Which classes.
+    pub classes: Classes,
     /// Images of each class to train on: places 0 to this, in `train`.
     pub per_class: usize,
     /// Images of each class that are held out: the places after those, in `held-out`.
@@ -69,7 +71,7 @@ impl Portfolio {
 
     /// Images in all.
     pub fn count(&self) -> usize {
-        CLASSES.len() * (self.per_class + self.held_out_per_class)
+        self.classes.count() * (self.per_class + self.held_out_per_class)
     }
 
     /// Makes the folders; then hands out what is to be drawn, class by class.
@@ -78,7 +80,8 @@ impl Portfolio {
     /// [`ProceduralError::Write`] with the folder.
     pub fn commissions(&self) -> Result<Commissions, ProceduralError> {
         let folders = [self.train(), self.held_out()];
-        for folder in folders.iter().flat_map(|part| CLASSES.iter().map(|name| part.join(name))) {
+        let names: Vec<_> = (0..self.classes.count()).map(|class| self.classes.name(class)).collect();
+        for folder in folders.iter().flat_map(|part| names.iter().map(|name| part.join(name))) {
             fs::create_dir_all(&folder).map_err(|source| ProceduralError::Write { path: folder.clone(), source })?;
         }
         Ok(Commissions { portfolio: self.clone(), next: 0 })
@@ -88,6 +91,7 @@ impl Portfolio {
 /// One image to draw.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Commission {
+    classes: Classes,
     class: usize,
     seed: u64,
     width: usize,
@@ -117,9 +121,9 @@ impl Source for Commissions {
         let mut random = Random::new(portfolio.seed, (class as u64) << 40 | index as u64);
         let mut side = || (SIDES.0 + random.below(SIDES.1 - SIDES.0 + 1)) as usize;
         let (width, height) = (side(), side());
-        let name = CLASSES[class];
-        let path = part.join(name).join(format!("{name}-{index:05}.jpg"));
-        Ok(Some(Commission { class, seed: random.bits(), width, height, path }))
+        let name = portfolio.classes.name(class);
+        let path = part.join(&name).join(format!("{name}-{index:05}.jpg"));
+        Ok(Some(Commission { classes: portfolio.classes, class, seed: random.bits(), width, height, path }))
     }
 }
 
@@ -149,8 +153,8 @@ impl Stage for Draw {
     type Out = Drawn;
 
     fn process(&mut self, commission: Commission) -> Result<Drawn, BoxError> {
-        let Commission { class, seed, width, height, path } = commission;
-        let jpeg = jpeg(&image(class, seed, width, height), width, height)
+        let Commission { classes, class, seed, width, height, path } = commission;
+        let jpeg = jpeg(&classes.image(class, seed, width, height), width, height)
             .map_err(|source| ProceduralError::Encode { path: path.clone(), source })?;
         Ok(Drawn { path, jpeg })
     }
@@ -193,9 +197,11 @@ mod tests {
     use pipeline::{Flow, Runtime};
 
     use super::*;
+    use crate::procedural::{CLASSES, image};
 
     fn write(dir: &Path, per_class: usize, held_out_per_class: usize, workers: usize) -> usize {
-        let portfolio = Portfolio { dir: dir.to_owned(), per_class, held_out_per_class, seed: 5 };
+        let portfolio =
+            Portfolio { dir: dir.to_owned(), classes: Classes::Named, per_class, held_out_per_class, seed: 5 };
         let flow = Flow::from(portfolio.commissions().unwrap()).then(Draw::new).workers(workers);
         flow.into(WriteFiles::default()).run(&Runtime::default()).unwrap().output
     }
@@ -251,7 +257,13 @@ mod tests {
     #[test]
     fn a_folder_that_cannot_be_made_is_named() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let portfolio = Portfolio { dir: file.path().to_owned(), per_class: 1, held_out_per_class: 0, seed: 0 };
+        let portfolio = Portfolio {
+            dir: file.path().to_owned(),
+            classes: Classes::Named,
+            per_class: 1,
+            held_out_per_class: 0,
+            seed: 0,
+        };
         let error = portfolio.commissions().unwrap_err().to_string();
         assert!(error.contains(&file.path().join("train").join(CLASSES[0]).display().to_string()), "{error}");
     }

@@ -1,7 +1,7 @@
 //! Labelled synthetic photographs: images without a download, for the demo, the tests and the embedded autoencoder.
 //!
-//! A class is a shape with a texture and a hue, which a person can name; place, size, rotation, light, shadow,
-//! background and camera noise vary.
+//! A class is a shape with a texture, and in the set of the demo with a hue, which a person can name; place, size,
+//! rotation, light, shadow, background and camera noise vary.
 //! Every image has edges and texture, and is a pure function of (class, seed, width, height) on every machine with the
 //! same `sin` and `cos`. [`Portfolio`] makes a dataset of them, through the engine. No tensors here.
 
@@ -29,34 +29,79 @@ pub const CLASSES: &[&str] = &[
     "pink-marbled-heart",
 ];
 
+/// Sets of classes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Classes {
+    /// [`CLASSES`]. A hue each, by which alone they can be told apart.
+    Named,
+    /// Every shape in every texture, in any hue: 64 classes that take more to tell apart, named `disc-dots` and so on.
+    Crossed,
+}
+
+impl Classes {
+    /// How many.
+    pub fn count(self) -> usize {
+        match self {
+            Self::Named => LOOKS.len(),
+            Self::Crossed => LOOKS.len() * LOOKS.len(),
+        }
+    }
+
+    /// The name of a class below [`Self::count`], usable as a folder name.
+    pub fn name(self, class: usize) -> String {
+        match self {
+            Self::Named => CLASSES[class].to_owned(),
+            Self::Crossed => {
+                let Class { shape, pattern, .. } = self.look(class);
+                format!("{shape:?}-{pattern:?}").to_lowercase()
+            }
+        }
+    }
+
+    /// One photograph of class `class`, taken modulo their number: interleaved RGB, `width * height * 3` bytes, row by
+    /// row from the top. A size of zero gives no bytes.
+    pub fn image(self, class: usize, seed: u64, width: usize, height: usize) -> Vec<u8> {
+        let class = class % self.count();
+        Scene::draw(&self.look(class), &mut Random::new(seed, class as u64), width, height).render()
+    }
+
+    fn look(self, class: usize) -> Class {
+        match self {
+            Self::Named => LOOKS[class],
+            Self::Crossed => {
+                let (shape, pattern) = (&LOOKS[class / LOOKS.len()], &LOOKS[class % LOOKS.len()]);
+                Class { shape: shape.shape, pattern: pattern.pattern, hue: None, saturation: 0.9 }
+            }
+        }
+    }
+}
+
 /// What the images of one class share.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Class {
     shape: Shape,
     pattern: Pattern,
-    /// In turns: 0 red, 1/3 green, 2/3 blue.
-    hue: f32,
+    /// In turns: 0 red, 1/3 green, 2/3 blue; none for one of its own in every image.
+    hue: Option<f32>,
     /// In [0, 1].
     saturation: f32,
 }
 
 /// In the order of [`CLASSES`].
 const LOOKS: [Class; 8] = [
-    Class { shape: Shape::Disc, pattern: Pattern::Dots, hue: 0.99, saturation: 0.95 },
-    Class { shape: Shape::Square, pattern: Pattern::Checker, hue: 0.07, saturation: 0.95 },
-    Class { shape: Shape::Star, pattern: Pattern::Speckle, hue: 0.15, saturation: 0.9 },
-    Class { shape: Shape::Triangle, pattern: Pattern::Stripes, hue: 0.34, saturation: 0.9 },
-    Class { shape: Shape::Cross, pattern: Pattern::Waves, hue: 0.49, saturation: 0.85 },
-    Class { shape: Shape::Ring, pattern: Pattern::Rings, hue: 0.62, saturation: 0.9 },
-    Class { shape: Shape::Hexagon, pattern: Pattern::Grain, hue: 0.76, saturation: 0.75 },
-    Class { shape: Shape::Heart, pattern: Pattern::Marble, hue: 0.9, saturation: 0.6 },
+    Class { shape: Shape::Disc, pattern: Pattern::Dots, hue: Some(0.99), saturation: 0.95 },
+    Class { shape: Shape::Square, pattern: Pattern::Checker, hue: Some(0.07), saturation: 0.95 },
+    Class { shape: Shape::Star, pattern: Pattern::Speckle, hue: Some(0.15), saturation: 0.9 },
+    Class { shape: Shape::Triangle, pattern: Pattern::Stripes, hue: Some(0.34), saturation: 0.9 },
+    Class { shape: Shape::Cross, pattern: Pattern::Waves, hue: Some(0.49), saturation: 0.85 },
+    Class { shape: Shape::Ring, pattern: Pattern::Rings, hue: Some(0.62), saturation: 0.9 },
+    Class { shape: Shape::Hexagon, pattern: Pattern::Grain, hue: Some(0.76), saturation: 0.75 },
+    Class { shape: Shape::Heart, pattern: Pattern::Marble, hue: Some(0.9), saturation: 0.6 },
 ];
 
-/// One photograph of class `class` (an index into [`CLASSES`], taken modulo their number): interleaved RGB,
-/// `width * height * 3` bytes, row by row from the top. A size of zero gives no bytes.
+/// [`Classes::image`] of the named ones.
 pub fn image(class: usize, seed: u64, width: usize, height: usize) -> Vec<u8> {
-    let class = class % LOOKS.len();
-    Scene::draw(&LOOKS[class], &mut Random::new(seed, class as u64), width, height).render()
+    Classes::Named.image(class, seed, width, height)
 }
 
 #[cfg(test)]
@@ -69,6 +114,22 @@ mod tests {
         assert_eq!(CLASSES.len(), LOOKS.len());
         let distinct: std::collections::BTreeSet<_> = CLASSES.iter().collect();
         assert_eq!(distinct.len(), CLASSES.len());
+    }
+
+    #[test]
+    fn crossed_classes_have_names_and_images_of_their_own_in_any_hue() {
+        let classes = Classes::Crossed;
+        let names: std::collections::BTreeSet<_> = (0..classes.count()).map(|class| classes.name(class)).collect();
+        assert_eq!((names.len(), classes.name(9).as_str()), (64, "square-checker"));
+        let images: std::collections::BTreeSet<_> = (0..64).map(|class| classes.image(class, 3, 32, 32)).collect();
+        assert_eq!(images.len(), 64);
+        // Red leads in some images of a class and blue in others.
+        let lead = |seed| {
+            let rgb = classes.image(9, seed, 32, 32);
+            rgb.chunks(3).fold(0i64, |sum, p| sum + i64::from(p[0]) - i64::from(p[2]))
+        };
+        let red = (0..20).filter(|seed| lead(*seed) > 0).count();
+        assert!((4..=16).contains(&red), "{red} of 20");
     }
 
     #[test]

@@ -42,7 +42,7 @@ impl<'a> Scene<'a> {
         let radius = short * random.between(0.34, 0.44);
         let around = |random: &mut Random, side: f32| side * 0.5 + (side * 0.5 - radius) * random.between(-0.7, 0.7);
         let centre = (around(random, w), around(random, h));
-        let hue = class.hue + random.between(-0.015, 0.015);
+        let hue = class.hue.unwrap_or_else(|| random.unit()) + random.between(-0.015, 0.015);
         let value = random.between(0.85, 1.0);
         let ink = [
             colour(hue, class.saturation * random.between(0.85, 1.0), value),
