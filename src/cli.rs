@@ -5,8 +5,8 @@ use clap::{Parser, Subcommand};
 use pipeline::Runtime;
 
 use crate::commands::{
-    bench, demo, encode, evaluate, export, export_weights, import, import_weights, inspect, probe, sample, train,
-    verify,
+    bench, demo, encode, evaluate, export, export_weights, import, import_weights, inspect, make_ref, probe, sample,
+    train, verify,
 };
 use crate::exit::Outcome;
 
@@ -24,6 +24,7 @@ pub(crate) enum Command {
     Train(train::TrainArgs),
     Sample(sample::SampleArgs),
     Evaluate(evaluate::EvaluateArgs),
+    MakeRef(make_ref::MakeRefArgs),
     Probe(probe::ProbeArgs),
     Inspect(inspect::InspectArgs),
     Verify(verify::VerifyArgs),
@@ -47,6 +48,7 @@ impl Cli {
             Command::Train(args) => train::run(args, runtime).map(|ended| ended.outcome),
             Command::Sample(args) => sample::run(args, runtime).map(|ended| ended.outcome),
             Command::Evaluate(args) => evaluate::run(args, runtime),
+            Command::MakeRef(args) => make_ref::run(args, runtime),
             Command::Probe(args) => probe::run(args, runtime),
             Command::Inspect(args) => inspect::run(args, runtime),
             Command::Verify(args) => verify::run(args, runtime),

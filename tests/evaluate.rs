@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
 use stages::nets::inception::Inception;
+use stages::procedural::Classes;
 use stages::splitmix::SplitMix64;
 
 use crate::program::{refuse, succeed};
@@ -88,6 +89,18 @@ fn the_five_numbers_are_those_of_torch_fidelity_and_the_adm_evaluator() {
     }
     assert_eq!((number("count"), number("reference_count"), &found["distances"]), (12.0, 10.0, &"f16".into()));
 
+    // The same from features that were kept, against statistics and pictures of a reference file.
+    let (features, file) = (folder.path().join("features.npz"), folder.path().join("reference.npz"));
+    succeed(&format!("{line} --save-features {{}}"), &[&samples, &reference, &inception, &features]);
+    let make = "make-ref --images {} --inception {} --out {} --devices cpu";
+    succeed(make, &[&reference, &inception, &file]);
+    refuse(make, &[&reference, &inception, &file], "exists already");
+    let again = succeed(&format!("{line} --json"), &[&features, &file, &inception]);
+    let again: Value = serde_json::from_str(&again).unwrap();
+    for key in ["fid", "sfid", "is", "precision", "recall", "count", "reference_count", "inception"] {
+        assert_eq!(again[key], found[key], "{key}");
+    }
+    assert_eq!(again["reference_statistics_stored"], true);
     fs::copy(reference.join("000000.png"), reference.join("a.jpg")).unwrap();
     image::RgbImage::new(8, 8).save(reference.join("b.png")).unwrap();
     refuse(line, &paths, "b.png: 8x8 pixels, and those before it have 56x40");
@@ -102,6 +115,41 @@ fn what_cannot_be_measured_is_refused_in_one_sentence() {
     let tensor = TensorView::new(Dtype::F32, vec![1], &bytes).unwrap();
     safetensors::serialize_to_file([("fc.bias", tensor)], None, &other).unwrap();
     let line = "evaluate --samples {} --reference {} --inception {} --devices cpu";
-    refuse(line, &[&empty, &empty, &other], "the weights do not fit the network: 471 missing: ");
-    refuse(line, &[&empty, &empty, &folder.path().join("none")], "the weights cannot be read");
+    refuse(line, &[&empty, &empty, &other], "holds no image files");
+    let (samples, smaller, one) = (folder.path().join("a"), folder.path().join("b"), folder.path().join("c"));
+    pictures(&samples, 3000, 4);
+    pictures(&one, 3000, 1);
+    fs::create_dir(&smaller).unwrap();
+    image::RgbImage::new(8, 8).save(smaller.join("0.png")).unwrap();
+    refuse(line, &[&samples, &samples, &other], "the weights do not fit the network: 471 missing: ");
+    refuse(line, &[&samples, &samples, &folder.path().join("none")], "the weights cannot be read");
+    refuse(line, &[&one, &samples, &other], "holds 1 picture, and a distance of distributions needs two at least");
+    // The reference is looked at before the samples go through the network, and before the weights are read.
+    refuse(line, &[&samples, &smaller, &other], "56x40 pixels and the pictures of the reference of 8x8");
+    refuse(line, &[&samples, &folder.path().join("none.npz"), &other], "none.npz: cannot be read");
+}
+
+#[test]
+fn without_inception_weights_latents_are_compared() {
+    let folder = tempfile::tempdir().unwrap();
+    let pictures = |first: u64| {
+        let dir = folder.path().join(format!("{first}"));
+        fs::create_dir(&dir).unwrap();
+        for seed in first..first + 8 {
+            let rgb = Classes::Named.image(seed as usize, seed, 32, 32);
+            image::RgbImage::from_raw(32, 32, rgb).unwrap().save(dir.join(format!("{seed}.png"))).unwrap();
+        }
+        dir
+    };
+    let (samples, reference) = (pictures(0), pictures(8));
+    let line = "evaluate --samples {} --reference {} --features vae --devices cpu";
+    let found: Value = serde_json::from_str(&succeed(&format!("{line} --json"), &[&samples, &reference])).unwrap();
+    assert!(found.get("fid").is_none(), "{found}");
+    assert_eq!((&found["count"], &found["vae"]), (&8.into(), &"tiny".into()));
+    let same: Value = serde_json::from_str(&succeed(&format!("{line} --json"), &[&samples, &samples])).unwrap();
+    // Fewer pictures than features: eigenvalues that should be 0 are rounded.
+    let distance = |found: &Value| found["latent_frechet"].as_f64().unwrap();
+    assert!(distance(&same).abs() < 1e-6 * distance(&found), "{same}");
+    let said = succeed(line, &[&samples, &reference]);
+    assert!(said.contains("Frechet distance of latents (no FID)"), "{said}");
 }

@@ -1,6 +1,8 @@
 //! `pipeline evaluate`: samples against real images.
 
-mod metrics;
+pub(crate) mod input;
+mod latents;
+pub(crate) mod metrics;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -76,6 +78,9 @@ pub(crate) fn run(args: &EvaluateArgs, runtime: &Runtime) -> Result<Outcome> {
     if let Some(inception) = &args.metrics.inception {
         return metrics::run(args, inception, runtime);
     }
+    if args.metrics.features.is_some() {
+        return latents::run(args, runtime);
+    }
     let Some(evaluation) = evaluate(args, runtime)? else {
         return Ok(Outcome::Interrupted("stopped; evaluation leaves nothing behind, run it again".to_owned()));
     };
@@ -83,7 +88,10 @@ pub(crate) fn run(args: &EvaluateArgs, runtime: &Runtime) -> Result<Outcome> {
         show::result(&serde_json::to_string(&evaluation)?);
     } else {
         show::result(&lines(&evaluation));
-        show::say("FID, sFID, IS, precision and recall need --inception F.safetensors (docs/evaluation.md)");
+        show::say(
+            "FID, sFID, IS, precision and recall need --inception F.safetensors (docs/evaluation.md); without these weights \
+             --features vae gives a Frechet distance of latents",
+        );
     }
     Ok(Outcome::Done)
 }

@@ -132,7 +132,8 @@ pub(crate) fn run(args: &ProbeArgs, runtime: &Runtime) -> Result<Outcome> {
         sampled => {
             let guidance = Guidance { scale: 1.0, low: 0.0, high: 1.0 };
             let (sampler, diffusion) = (Integrator::Ode, Diffusion::TwoSigma);
-            let settings = SampleSettings { sampler, diffusion, steps: args.steps, guidance, seed: args.seed };
+            let settings =
+                SampleSettings { sampler, diffusion, steps: args.steps, guidance, share_encoder: 1, seed: args.seed };
             let classes: Vec<_> = (0..classes).collect();
             let requests = Requests::new(&classes, Labels::Balanced, sampled, batch as u64, args.seed);
             let finished = Flow::from(requests) //                                -> SampleRequest

@@ -11,7 +11,7 @@ use clap::{Args, ValueEnum};
 use pipeline::{Flow, Runtime};
 use stages::device::{Device, Kind, parse_devices, parse_precision};
 use stages::load::feed::Scaling;
-use stages::method::config::LatentShape;
+use stages::method::config::{Backbone, LatentShape};
 use stages::method::sampler::{Diffusion, Guidance, Integrator};
 use stages::nets::autoencoder::VaeChoice;
 use stages::sample::decode::{DecodeLatents, Rounding};
@@ -69,6 +69,9 @@ pub(crate) struct SampleArgs {
     /// Times at which guidance applies (0 is data, 1 is noise)
     #[arg(long, value_name = "LOW,HIGH", value_delimiter = ',', num_args = 1, default_value = "0,0.7")]
     pub(crate) interval: Vec<f64>,
+    /// Run DDT's encoder at every N-th evaluation only, and share its conditions between these
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) share_encoder: usize,
     /// Autoencoder that decodes: tiny, or a diffusers directory [default: the one of the training data]
     #[arg(long, value_name = "VAE")]
     pub(crate) vae: Option<String>,
@@ -148,6 +151,15 @@ struct Job<'a> {
 
 pub(crate) fn run(args: &SampleArgs, runtime: &Runtime) -> Result<Ended> {
     let Source { weights, file, step, scaling, vae, vae_name, class_names } = Source::open(args)?;
+    if args.share_encoder == 0 {
+        bail!("--share-encoder 0: the encoder runs at every N-th evaluation, N at least 1");
+    }
+    if args.share_encoder > 1 && weights.model.backbone != Backbone::Ddt {
+        bail!(
+            "--share-encoder {}: only a DDT has an encoder of its own, and the weights are of a SiT",
+            args.share_encoder
+        );
+    }
     let all_settings = args.cfg.iter().map(|cfg| settings(args, *cfg)).collect::<Result<Vec<_>>>()?;
     let [first, ..] = all_settings[..] else { bail!("--cfg takes a number, or several separated by commas") };
     if args.count == 0 {
@@ -351,5 +363,6 @@ fn settings(args: &SampleArgs, cfg: f64) -> Result<SampleSettings> {
         DiffusionArg::Sigma => Diffusion::Sigma,
     };
     let guidance = Guidance { scale: cfg, low, high };
-    Ok(SampleSettings { sampler, diffusion, steps: args.steps, guidance, seed: args.seed })
+    let (steps, share_encoder, seed) = (args.steps, args.share_encoder, args.seed);
+    Ok(SampleSettings { sampler, diffusion, steps, guidance, share_encoder, seed })
 }

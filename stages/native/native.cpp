@@ -79,6 +79,8 @@ char *dualpath_event_wait(void *event) {
 
 void dualpath_event_free(void *event) { delete static_cast<c10::Event *>(event); }
 
+void dualpath_allow_tf32(bool allowed) { at::globalContext().setAllowTF32CuDNN(allowed); }
+
 char *dualpath_open_library(const char *path) {
   return guarded([&] {
     if (!dlopen(path, RTLD_NOW | RTLD_GLOBAL)) throw std::runtime_error(dlerror());

@@ -48,6 +48,9 @@ char *dualpath_event_query(void *event, bool *done);
 char *dualpath_event_wait(void *event);
 void dualpath_event_free(void *event);
 
+// Whether cuDNN may round the inputs of f32 convolutions to TF32, for the whole process.
+void dualpath_allow_tf32(bool allowed);
+
 // Opens a shared library and puts its symbols and operators at everybody's disposal (libtorch_cuda.so registers its
 // kernels that way). It stays open.
 char *dualpath_open_library(const char *path);

@@ -51,6 +51,7 @@ unsafe extern "C" {
     ) -> *mut c_char;
     fn dualpath_start_counting_reads(handle: *mut u64) -> *mut c_char;
     fn dualpath_stop_counting_reads(handle: u64) -> i64;
+    fn dualpath_allow_tf32(allowed: bool);
     fn dualpath_open_library(path: *const c_char) -> *mut c_char;
     fn dualpath_free_message(message: *mut c_char);
 }
@@ -140,6 +141,12 @@ pub fn fused_adamw(buffers: &mut AdamWBuffers<'_>, constants: AdamWConstants) ->
             buffers.found_inf.as_mut_ptr(),
         )
     })
+}
+
+/// Whether cuDNN may round the inputs of f32 convolutions to TF32 (10 bits of mantissa), for the whole process; at first it may.
+pub fn allow_tf32(allowed: bool) {
+    // SAFETY: it sets a flag.
+    unsafe { dualpath_allow_tf32(allowed) };
 }
 
 /// Opens a shared library for the rest of the process, its symbols global. Meant for `libtorch_cuda.so`, which

@@ -8,47 +8,67 @@ use clap::{Args, ValueEnum};
 use pipeline::{Flow, Runtime};
 use serde::Serialize;
 use serde_json::Value;
-use stages::device::{Device, cores, parse_devices};
-use stages::encode::decode::Decode;
-use stages::encode::list::ListImages;
+use stages::device::{Device, parse_devices};
 use stages::evaluate::features::{CollectFeatures, ExtractFeatures, Statistics};
-use stages::evaluate::pictures::{self, GatherPictures, NpzPictures};
 use stages::evaluate::precision_recall::{Arithmetic, NEIGHBOURS, PrecisionRecall};
 use stages::evaluate::reference::Stored;
-use stages::exchange::npz::Npz;
+use stages::evaluate::stored_features;
 use stages::nets::inception::Inception;
 
 use super::EvaluateArgs;
+use super::input::{Content, Input, same_size};
 use crate::exit::Outcome;
 use crate::show::{self, Progress};
 
-/// What concerns the metrics on Inception's features.
+/// What concerns features of networks.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct MetricsArgs {
     /// Weights of the Inception network of FID: FID, sFID, IS, precision and recall in place of nearest neighbours;
     /// --samples and --reference may then be .npz files (docs/evaluation.md)
-    #[arg(long, value_name = "F.safetensors", conflicts_with = "train")]
+    #[arg(long, value_name = "F.safetensors", group = "network", conflicts_with = "train")]
     pub(crate) inception: Option<PathBuf>,
+    /// Without Inception weights: the Frechet distance of latents of the autoencoder, which is no FID
+    #[arg(long, value_enum, group = "network", conflicts_with = "train")]
+    pub(crate) features: Option<FeaturesArg>,
+    /// Autoencoder of --features vae: tiny, or a diffusers directory
+    #[arg(long, value_name = "VAE", default_value = "tiny", requires = "features")]
+    pub(crate) vae: String,
     /// What distances for precision and recall are computed in: f16 rounds as the ADM evaluator does
     #[arg(long, value_enum, default_value_t = DistancesArg::F16, requires = "inception")]
     distances: DistancesArg,
+    /// Keep the samples' features, for --samples or --reference of another time
+    #[arg(long, value_name = "F.npz", requires = "inception")]
+    save_features: Option<PathBuf>,
     /// auto, cpu or cuda:0
-    #[arg(long, default_value = "auto", requires = "inception")]
-    devices: String,
+    #[arg(long, default_value = "auto", requires = "network")]
+    pub(crate) devices: String,
     /// Pictures that go through the network together
-    #[arg(long, value_name = "N", default_value_t = 32, requires = "inception")]
-    batch: usize,
+    #[arg(long, value_name = "N", default_value_t = 32, requires = "network")]
+    pub(crate) batch: usize,
     /// Write the numbers, and all that decides them, to this JSON file as well
-    #[arg(long, value_name = "F.json", requires = "inception")]
+    #[arg(long, value_name = "F.json", requires = "network")]
     record: Option<PathBuf>,
 }
 
 #[cfg(test)]
 impl Default for MetricsArgs {
     fn default() -> Self {
-        let (devices, batch) = ("cpu".to_owned(), 32);
-        Self { inception: None, distances: DistancesArg::F16, devices, batch, record: None }
+        Self {
+            inception: None,
+            features: None,
+            vae: "tiny".to_owned(),
+            distances: DistancesArg::F16,
+            save_features: None,
+            devices: "cpu".to_owned(),
+            batch: 32,
+            record: None,
+        }
     }
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum FeaturesArg {
+    Vae,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -84,22 +104,45 @@ struct Metrics {
     version: &'static str,
 }
 
-/// Pictures of a set through the network, and what identifies the set.
-struct Measured {
-    statistics: Statistics,
+/// A set through the network, and what identifies it.
+pub(crate) struct Measured {
+    pub(crate) statistics: Statistics,
     stored: Option<Stored>,
     identity: u64,
 }
 
 pub(super) fn run(args: &EvaluateArgs, inception: &Path, runtime: &Runtime) -> Result<Outcome> {
     let metrics = &args.metrics;
-    // Before anything long: wrong weights are refused here.
-    let weights = Inception::open(inception, Device::Cpu)?.weights_xxh3();
-    let devices = parse_devices(&metrics.devices)?;
-    let measure = |what, path| measure(what, path, inception, &devices, metrics.batch, runtime);
+    // All that can be refused is refused before anything long.
+    let [samples, reference] = [("samples", &args.samples), ("reference", &args.reference)]
+        .map(|(what, path)| Input::open(what, path, metrics.batch));
+    let (samples, reference) = (samples?, reference?);
+    if samples.count() < 2 {
+        bail!(
+            "{}: holds {} picture, and a distance of distributions needs two at least",
+            samples.path.display(),
+            samples.count()
+        );
+    }
+    same_size(&samples, &reference)?;
+    let network = Network::open(inception, &metrics.devices, metrics.batch)?;
+    if let Some(made_with) = reference.stored.as_ref().and_then(|stored| stored.made_with.as_ref())
+        && *made_with != format!("{:016x}", network.weights)
+    {
+        bail!(
+            "{}: its statistics were made with other Inception weights ({made_with}) than {} ({:016x})",
+            reference.path.display(),
+            inception.display(),
+            network.weights
+        );
+    }
+
     let stopped = || Ok(Outcome::Interrupted("stopped; evaluation leaves nothing behind, run it again".to_owned()));
-    let Some(samples) = measure("samples", &args.samples)? else { return stopped() };
-    let Some(reference) = measure("reference", &args.reference)? else { return stopped() };
+    let Some(samples) = network.measure(samples, metrics.save_features.is_some(), runtime)? else { return stopped() };
+    if let Some(path) = &metrics.save_features {
+        stored_features::save(path, &samples.statistics)?;
+    }
+    let Some(reference) = network.measure(reference, false, runtime)? else { return stopped() };
 
     let sampling = sampling(&args.samples);
     if sampling["label_scheme"] == "balanced" && samples.statistics.count > 1 {
@@ -111,21 +154,27 @@ pub(super) fn run(args: &EvaluateArgs, inception: &Path, runtime: &Runtime) -> R
         DistancesArg::F16 => Arithmetic::Half,
         DistancesArg::F32 => Arithmetic::Single,
     };
-    let found = of(&samples, &reference, distances, weights, sampling);
-    let json = serde_json::to_string(&found)?;
-    if let Some(path) = &metrics.record {
+    let found = of(&samples, &reference, distances, network.weights, sampling);
+    tell(args, &found, &lines(&found))?;
+    Ok(Outcome::Done)
+}
+
+/// Prints what was found, for a person or as JSON, and keeps it where --record says.
+pub(super) fn tell(args: &EvaluateArgs, found: &impl Serialize, lines: &str) -> Result<()> {
+    let json = serde_json::to_string(found)?;
+    if let Some(path) = &args.metrics.record {
         fs::write(path, &json).with_context(|| format!("cannot write {}", path.display()))?;
     }
-    show::result(&if args.json { json } else { lines(&found) });
-    Ok(Outcome::Done)
+    show::result(if args.json { &json } else { lines });
+    Ok(())
 }
 
 fn of(samples: &Measured, reference: &Measured, distances: Arithmetic, weights: u64, sampling: Value) -> Metrics {
     let (ours, theirs) = (&samples.statistics, &reference.statistics);
-    let stored = reference.stored.as_ref().filter(|stored| stored.pool.is_some() || stored.spatial.is_some());
+    let stored = reference.stored.as_ref().filter(|stored| stored.has_statistics());
     // A file with statistics is taken at its word, also where it lacks those of sFID: its pictures are others.
     let [pool, spatial] = match stored {
-        Some(Stored { pool, spatial }) => [pool.as_ref(), spatial.as_ref()],
+        Some(Stored { pool, spatial, .. }) => [pool.as_ref(), spatial.as_ref()],
         None => [theirs.pool.as_ref(), theirs.spatial.as_ref()],
     };
     let enough = |statistics: &Statistics| statistics.count > NEIGHBOURS as u64;
@@ -150,73 +199,56 @@ fn of(samples: &Measured, reference: &Measured, distances: Arithmetic, weights: 
     }
 }
 
-/// `None` if an interrupt was requested before the end.
-fn measure(
-    what: &'static str,
-    path: &Path,
-    inception: &Path,
-    devices: &[Device],
+/// Inception on some devices.
+pub(crate) struct Network {
+    path: PathBuf,
+    devices: Vec<Device>,
     batch: usize,
-    runtime: &Runtime,
-) -> Result<Option<Measured>> {
-    let network = ExtractFeatures::on(inception.to_owned(), devices.to_vec());
-    let n = devices.len();
-    let observed = |count: u64| {
-        let mut progress = Progress::new("features", count);
-        let every = progress.interval();
-        (every, move |report: &pipeline::Report| {
-            let batches = report.stages.last().map_or(0, |stage| stage.items);
-            let done = (batches * batch as u64).min(count);
-            progress.at(done, &format!("features of {done}/{count} {what}"));
-        })
-    };
-    let (finished, stored, identity) = if path.is_dir() {
-        let list = pictures::list(path)?;
-        let (identity, (every, look)) = (list.hash(), observed(list.len() as u64));
-        #[rustfmt::skip]
-        let finished = Flow::from(ListImages::all(list))        // -> ImageRef
-            .then(Decode::skipping).workers(cores())            // -> Decoded       u8 [H, W, 3]
-            .regroup(GatherPictures::of(batch))                 // -> PictureBatch  u8 [B, H, W, 3]
-            .depth(1)
-            .then(network).workers(n)                           // -> FeatureBatch
-            .into(CollectFeatures::default())
-            .observe(every, look)
-            .run(runtime)?;
-        (finished, None, identity)
-    } else {
-        let npz = Npz::open(path)?;
-        let stored = Stored::read(&npz)?;
-        let identity = npz.identity();
-        if !npz.has("arr_0") && (stored.pool.is_some() || stored.spatial.is_some()) {
-            let statistics = CollectFeatures::nothing();
-            return Ok(Some(Measured { statistics, stored: Some(stored), identity }));
-        }
-        let source = NpzPictures::open(&npz, batch)?;
-        let (every, look) = observed(source.count());
-        #[rustfmt::skip]
-        let finished = Flow::from(source)                       // -> PictureBatch  u8 [B, H, W, 3]
-            .depth(1)
-            .then(network).workers(n)                           // -> FeatureBatch
-            .into(CollectFeatures::default())
-            .observe(every, look)
-            .run(runtime)?;
-        (finished, Some(stored), identity)
-    };
-    if finished.interrupted {
-        return Ok(None);
+    /// xxh3 of its weights.
+    pub(crate) weights: u64,
+}
+
+impl Network {
+    /// Reads the weights once, so that wrong ones are refused here.
+    pub(crate) fn open(path: &Path, devices: &str, batch: usize) -> Result<Self> {
+        let weights = Inception::open(path, Device::Cpu)?.weights_xxh3();
+        Ok(Self { path: path.to_owned(), devices: parse_devices(devices)?, batch, weights })
     }
-    if finished.output.count < 2 && what == "samples" {
-        bail!(
-            "{}: holds {} picture, and a distance of distributions needs two at least",
-            path.display(),
-            finished.output.count
-        );
+
+    /// All features with `keep`, else what the metrics need. `None` if an interrupt was requested before the end.
+    pub(crate) fn measure(&self, input: Input, keep: bool, runtime: &Runtime) -> Result<Option<Measured>> {
+        let (identity, what, count, batch) = (input.identity, input.what, input.count(), self.batch as u64);
+        let mut input = input;
+        let stored = input.stored.take();
+        let sink = CollectFeatures::keeping(keep);
+        let finished = match input.content {
+            Content::Nothing => {
+                let statistics = CollectFeatures::nothing();
+                return Ok(Some(Measured { statistics, stored, identity }));
+            }
+            Content::Features(features) => Flow::from(features).into(sink).run(runtime)?, // FeatureBatch
+            Content::Folder(_) | Content::Npz(_) => {
+                let network = ExtractFeatures::on(self.path.clone(), self.devices.clone());
+                let mut progress = Progress::new("features", count);
+                #[rustfmt::skip]
+                let finished = input.pictures(self.batch)?          // -> PictureBatch  u8 [B, H, W, 3]
+                    .then(network).workers(self.devices.len())      // -> FeatureBatch
+                    .into(sink)
+                    .observe(progress.interval(), move |report| {
+                        let batches = report.stages.last().map_or(0, |stage| stage.items);
+                        let done = (batches * batch).min(count);
+                        progress.at(done, &format!("features of {done}/{count} {what}"));
+                    })
+                    .run(runtime)?;
+                finished
+            }
+        };
+        Ok((!finished.interrupted).then_some(Measured { statistics: finished.output, stored, identity }))
     }
-    Ok(Some(Measured { statistics: finished.output, stored, identity }))
 }
 
 /// The record of `pipeline sample` in or beside the samples, without the class of each image.
-fn sampling(samples: &Path) -> Value {
+pub(super) fn sampling(samples: &Path) -> Value {
     let folder = if samples.is_dir() { Some(samples) } else { samples.parent() };
     let text = folder.and_then(|folder| fs::read(folder.join("samples.json")).ok()).unwrap_or_default();
     let mut record: Value = serde_json::from_slice(&text).unwrap_or(Value::Null);

@@ -10,15 +10,18 @@ use super::frechet::Gaussian;
 use super::inception_score::InceptionScore;
 use super::moments::Moments;
 use super::pictures::PictureBatch;
+use crate::native;
 use crate::nets::inception::{Inception, InceptionFeatures, POOL, SPATIAL};
 
-/// The features of a [`PictureBatch`], on the host.
+/// The features of some pictures in their order, f32 on the host; see [`InceptionFeatures`].
 #[derive(Debug)]
 pub struct FeatureBatch {
-    /// Number of the first picture.
-    pub first: u64,
-    /// f32, see [`InceptionFeatures`].
-    pub features: InceptionFeatures,
+    /// `[B, 2048]`.
+    pub pool: Tensor,
+    /// `[B, 2023]`; features that were stored may lack it.
+    pub spatial: Option<Tensor>,
+    /// `[B, 1008]`; features that were stored may lack it.
+    pub logits: Option<Tensor>,
 }
 
 /// A network gave a value that is not finite.
@@ -38,11 +41,13 @@ pub struct ExtractFeatures {
 }
 
 impl ExtractFeatures {
-    /// A factory that reads the weights to the device of each worker.
+    /// A factory that reads the weights to the device of each worker, and forbids cuDNN to use TF32.
     pub fn on(
         weights: PathBuf,
         devices: Vec<Device>,
     ) -> impl Fn(Worker) -> Result<Self, BoxError> + Send + Sync + 'static {
+        // Its 10 bits of mantissa would move the features by more than the published tolerances.
+        native::allow_tf32(false);
         move |worker| Ok(Self { network: Inception::open(&weights, devices[worker.index % devices.len()])? })
     }
 }
@@ -62,7 +67,7 @@ impl Stage for ExtractFeatures {
                 return Err(NotFinite { picture: first + row as u64 }.into());
             }
         }
-        Ok(FeatureBatch { first, features: InceptionFeatures { pool, spatial, logits } })
+        Ok(FeatureBatch { pool, spatial: Some(spatial), logits: Some(logits) })
     }
 }
 
@@ -79,9 +84,11 @@ pub struct Statistics {
     pub score: Option<(f64, usize)>,
     /// All of `pool`, f32 `[N, 2048]`.
     pub features: Tensor,
+    /// All of `spatial` and of `logits`, for a sink that was told to keep them.
+    pub kept: Option<(Tensor, Tensor)>,
 }
 
-/// Sink: adds up, and keeps the pooled features for precision and recall, 8 kB a picture.
+/// Sink: adds up, and keeps the pooled features for precision and recall, 8 kB a picture; if told so all of them, 20 kB.
 #[derive(Debug)]
 pub struct CollectFeatures {
     count: u64,
@@ -89,13 +96,20 @@ pub struct CollectFeatures {
     spatial: Moments,
     score: InceptionScore,
     features: Vec<Tensor>,
+    keeps: bool,
+    kept: [Vec<Tensor>; 2],
 }
 
 impl CollectFeatures {
+    /// One that keeps all features if `keeps`.
+    pub fn keeping(keeps: bool) -> Self {
+        Self { keeps, ..Self::default() }
+    }
+
     /// What no pictures give.
     pub fn nothing() -> Statistics {
         let features = Tensor::zeros([0, POOL], (Kind::Float, Device::Cpu));
-        Statistics { count: 0, pool: None, spatial: None, score: None, features }
+        Statistics { count: 0, pool: None, spatial: None, score: None, features, kept: None }
     }
 }
 
@@ -107,6 +121,8 @@ impl Default for CollectFeatures {
             spatial: Moments::new(SPATIAL),
             score: InceptionScore::default(),
             features: Vec::new(),
+            keeps: false,
+            kept: [Vec::new(), Vec::new()],
         }
     }
 }
@@ -116,12 +132,20 @@ impl Sink for CollectFeatures {
     type Output = Statistics;
 
     fn consume(&mut self, batch: FeatureBatch) -> Result<ControlFlow<()>, BoxError> {
-        let InceptionFeatures { pool, spatial, logits } = batch.features;
+        let FeatureBatch { pool, spatial, logits } = batch;
         self.count += pool.size()[0] as u64;
         self.pool.push(&pool);
-        self.spatial.push(&spatial);
-        self.score.push(&logits);
         self.features.push(pool);
+        if let Some(spatial) = &spatial {
+            self.spatial.push(spatial);
+        }
+        if let Some(logits) = &logits {
+            self.score.push(logits);
+        }
+        if self.keeps {
+            self.kept[0].extend(spatial);
+            self.kept[1].extend(logits);
+        }
         Ok(ControlFlow::Continue(()))
     }
 
@@ -135,6 +159,12 @@ impl Sink for CollectFeatures {
             spatial: self.spatial.finish(),
             score: self.score.finish(),
             features: Tensor::cat(&self.features, 0),
+            kept: match &self.kept {
+                [spatial, logits] if !spatial.is_empty() && !logits.is_empty() => {
+                    Some((Tensor::cat(spatial, 0), Tensor::cat(logits, 0)))
+                }
+                _ => None,
+            },
         })
     }
 }

@@ -70,12 +70,16 @@ pub struct LatentDistance {
 impl LatentDistance {
     /// `samples` and `real` are `[N, C, h, w]` with at least 4 of each, on any device.
     pub fn of(samples: &Tensor, real: &Tensor) -> Self {
-        let features = |latents: &Tensor| pooled_latents(latents, POOLED).to_device(Device::Cpu);
-        let (samples, real) = (features(samples), features(real));
+        let features = |latents: &Tensor| pooled_latents(latents).to_device(Device::Cpu);
+        Self::of_features(&features(samples), &features(real))
+    }
+
+    /// The same of latents that are averaged already, `[N, D]`.
+    pub fn of_features(samples: &Tensor, real: &Tensor) -> Self {
         let half = real.size()[0] / 2;
         let part = |from: i64, len: i64| Gaussian::of(&real.narrow(0, from, len));
         Self {
-            samples: Gaussian::of(&samples).distance(&part(0, real.size()[0])),
+            samples: Gaussian::of(samples).distance(&part(0, real.size()[0])),
             real_halves: part(0, half).distance(&part(half, half)),
         }
     }
@@ -84,9 +88,9 @@ impl LatentDistance {
 /// Side of averaged latents.
 const POOLED: i64 = 4;
 
-/// Latents `[N, C, h, w]` averaged over squares to `side` x `side`: `[N, C * side * side]`.
-fn pooled_latents(latents: &Tensor, side: i64) -> Tensor {
-    latents.to_kind(Kind::Float).adaptive_avg_pool2d([side, side]).flatten(1, -1)
+/// Latents `[N, C, h, w]` averaged over squares to 4 x 4: `[N, 16 C]`.
+pub(super) fn pooled_latents(latents: &Tensor) -> Tensor {
+    latents.to_kind(Kind::Float).adaptive_avg_pool2d([POOLED, POOLED]).flatten(1, -1)
 }
 
 #[cfg(test)]
@@ -124,7 +128,8 @@ mod tests {
 
     #[test]
     fn latents_are_averaged_over_squares() {
-        let latents = Tensor::arange(16, (Kind::Float, Device::Cpu)).view([1, 1, 4, 4]);
-        assert_eq!(Vec::<f32>::try_from(pooled_latents(&latents, 2).flatten(0, -1)).unwrap(), [2.5, 4.5, 10.5, 12.5]);
+        let latents = Tensor::arange(64, (Kind::Float, Device::Cpu)).view([1, 1, 8, 8]);
+        let pooled = Vec::<f32>::try_from(pooled_latents(&latents).flatten(0, -1)).unwrap();
+        assert_eq!((pooled.len(), &pooled[..2], pooled[15]), (16, &[4.5, 6.5][..], 58.5));
     }
 }

@@ -133,6 +133,12 @@ impl NpzPictures {
     pub fn count(&self) -> u64 {
         self.array.shape()[0] as u64
     }
+
+    /// Columns and rows of each.
+    pub fn size(&self) -> (u64, u64) {
+        let shape = self.array.shape();
+        (shape[2] as u64, shape[1] as u64)
+    }
 }
 
 impl Source for NpzPictures {

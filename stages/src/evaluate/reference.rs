@@ -1,13 +1,24 @@
 //! Statistics that a reference file holds beside its pictures, or in place of them.
 //!
 //! The files of the ADM evaluator have `mu` and `sigma` (and `mu_s`, `sigma_s` for sFID) of the whole training set, and 10,000
-//! pictures for precision and recall. Others have statistics alone, or pictures alone. Any other array is passed over.
+//! pictures for precision and recall. Others have statistics alone, or pictures alone. Any other array is passed over, but for
+//! `made_with`, the xxh3 of the Inception weights in hexadecimal digits, which [`WriteReference`] adds.
 
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use pipeline::{BoxError, End, Sink};
 use tch::Tensor;
 
+use super::features::Statistics;
 use super::frechet::Gaussian;
-use crate::exchange::npz::{Npz, NpzError};
+use super::pictures::PictureBatch;
+use crate::exchange::npz::{Npz, NpzError, NpzFile};
 use crate::nets::inception::{POOL, SPATIAL};
+
+const MADE_WITH: &str = "made_with";
+/// Of a hash of 64 bits.
+const DIGITS: usize = 16;
 
 /// What a file holds of the two sets of features.
 #[derive(Debug)]
@@ -16,6 +27,8 @@ pub struct Stored {
     pub pool: Option<Gaussian>,
     /// `mu_s`, `sigma_s`: sFID.
     pub spatial: Option<Gaussian>,
+    /// xxh3 of the Inception weights, where the file says so.
+    pub made_with: Option<String>,
 }
 
 impl Stored {
@@ -24,8 +37,27 @@ impl Stored {
     /// # Errors
     /// [`NpzError`]: one of a pair without the other, another width than the features have, a value that is not finite.
     pub fn read(npz: &Npz) -> Result<Self, NpzError> {
-        Ok(Self { pool: pair(npz, "mu", "sigma", POOL)?, spatial: pair(npz, "mu_s", "sigma_s", SPATIAL)? })
+        let [pool, spatial] = [pair(npz, "mu", "sigma", POOL)?, pair(npz, "mu_s", "sigma_s", SPATIAL)?];
+        Ok(Self { pool, spatial, made_with: made_with(npz)? })
     }
+
+    /// Whether there are any.
+    pub fn has_statistics(&self) -> bool {
+        self.pool.is_some() || self.spatial.is_some()
+    }
+}
+
+fn made_with(npz: &Npz) -> Result<Option<String>, NpzError> {
+    if !npz.has(MADE_WITH) {
+        return Ok(None);
+    }
+    let mut array = npz.array(MADE_WITH)?;
+    if array.descr() != "|u1" || array.shape() != [DIGITS] {
+        return Err(array.wrong(format!("it is not {DIGITS} digits of u1")));
+    }
+    let mut digits = [0; DIGITS];
+    array.read(&mut digits)?;
+    Ok(Some(String::from_utf8_lossy(&digits).into_owned()))
 }
 
 fn pair(npz: &Npz, mean: &str, covariance: &str, width: i64) -> Result<Option<Gaussian>, NpzError> {
@@ -46,4 +78,66 @@ fn pair(npz: &Npz, mean: &str, covariance: &str, width: i64) -> Result<Option<Ga
         }
     };
     Ok(Some(Gaussian::new(read(mean, &[width])?, read(covariance, &[width, width])?)))
+}
+
+/// Sink: a reference file of statistics that are known, and some of the pictures that they are of, evenly spread.
+#[derive(Debug)]
+pub struct WriteReference {
+    file: NpzFile,
+    kept: u64,
+    count: u64,
+    seen: u64,
+}
+
+impl WriteReference {
+    /// Begins `path` with the statistics of all pictures, at least two, and the hash of the weights; `kept` of the pictures are
+    /// to follow.
+    ///
+    /// # Errors
+    /// [`NpzError::Write`].
+    pub fn create(path: &Path, statistics: &Statistics, inception: u64, kept: u64) -> Result<Self, NpzError> {
+        let mut file = NpzFile::create(path)?;
+        let pairs = [("mu", "sigma", &statistics.pool), ("mu_s", "sigma_s", &statistics.spatial)];
+        for (mean, covariance, gaussian) in pairs {
+            let Some(gaussian) = gaussian else { continue };
+            for (name, tensor) in [(mean, gaussian.mean()), (covariance, gaussian.covariance())] {
+                let shape: Vec<u64> = tensor.size().iter().map(|&side| side as u64).collect();
+                file.array(name, "<f8", &shape)?;
+                let values =
+                    Vec::<f64>::try_from(tensor.contiguous().view(-1)).expect("statistics are f64 on the host");
+                file.append(&values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>())?;
+            }
+        }
+        file.array(MADE_WITH, "|u1", &[DIGITS as u64])?;
+        file.append(format!("{inception:016x}").as_bytes())?;
+        Ok(Self { file, kept: kept.min(statistics.count), count: statistics.count, seen: 0 })
+    }
+}
+
+impl Sink for WriteReference {
+    type In = PictureBatch;
+    /// Pictures in the file.
+    type Output = u64;
+
+    fn consume(&mut self, batch: PictureBatch) -> Result<ControlFlow<()>, BoxError> {
+        let PictureBatch { first, height, width, values, .. } = batch;
+        if first == 0 && self.kept > 0 {
+            self.file.array("arr_0", "|u1", &[self.kept, height as u64, width as u64, 3])?;
+        }
+        for picture in values.chunks(height * width * 3) {
+            let before = |i: u64| i * self.kept / self.count;
+            if before(self.seen + 1) > before(self.seen) {
+                self.file.append(picture)?;
+            }
+            self.seen += 1;
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    fn finish(self, end: End) -> Result<u64, BoxError> {
+        if let End::Complete = end {
+            self.file.finish()?;
+        }
+        Ok(self.kept)
+    }
 }

@@ -31,11 +31,14 @@ pub mod repa;
 pub mod tensors;
 pub mod verify;
 pub mod weights;
+pub(crate) mod zip;
 
 mod font;
 
 #[cfg(test)]
 mod fixture;
+#[cfg(test)]
+pub(crate) mod numpy;
 
 use std::io;
 use std::path::PathBuf;

@@ -93,12 +93,12 @@ impl Npy {
     }
 }
 
-/// The bytes that come before the values of an f32 array of this shape, just as `numpy.save` writes them.
-pub fn header(shape: &[usize]) -> Vec<u8> {
+/// The bytes that come before the values of an array of this dtype (`<f4`) and shape, just as `numpy.save` writes them.
+pub fn header(descr: &str, shape: &[u64]) -> Vec<u8> {
     let dims: String = shape.iter().map(|dim| format!("{dim}, ")).collect();
     // A tuple of one keeps its comma.
     let dims = if shape.len() == 1 { dims.trim_end() } else { dims.trim_end_matches(", ") };
-    let mut text = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({dims}), }}").into_bytes();
+    let mut text = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({dims}), }}").into_bytes();
     // Room for the longest first dimension, as NumPy leaves it, and values that begin at a multiple of 64.
     if let Some(first) = shape.first() {
         text.resize(text.len() + 21 - first.to_string().len(), b' ');
@@ -214,7 +214,7 @@ mod tests {
             (&[][..], "{'descr': '<f4', 'fortran_order': False, 'shape': (), }", 128),
         ];
         for (shape, text, len) in golden {
-            let bytes = header(shape);
+            let bytes = header("<f4", shape);
             assert_eq!((bytes.len(), &bytes[..8]), (len, &b"\x93NUMPY\x01\x00"[..]));
             assert_eq!(u16::from_le_bytes([bytes[8], bytes[9]]) as usize, len - 10);
             assert_eq!(std::str::from_utf8(&bytes[10..]).unwrap(), format!("{text:<0$}\n", len - 11));
@@ -284,7 +284,7 @@ mod tests {
         fn what_is_written_is_read(shape in prop::collection::vec(0_usize..5, 0..4), seed in any::<u8>()) {
             let len = 4 * shape.iter().product::<usize>();
             let values: Vec<u8> = (0..len).map(|i| (i as u8).wrapping_mul(seed)).collect();
-            let mut bytes = header(&shape);
+            let mut bytes = header("<f4", &shape.iter().map(|&dim| dim as u64).collect::<Vec<_>>());
             bytes.extend(&values);
             prop_assert_eq!(Npy::parse(bytes).unwrap(), Npy { shape, bytes: values });
         }

@@ -1,4 +1,5 @@
-//! Arrays in NumPy's `.npz` format, a zip archive of `.npy` files: what `numpy.savez` and `numpy.savez_compressed` write.
+//! Arrays in NumPy's `.npz` format, a zip archive of `.npy` files: what `numpy.savez` and `numpy.savez_compressed` write;
+//! [`NpzFile`] writes one.
 //!
 //! Samples of ImageNet's size are one array of 10 GB in a zip64 archive, so an array is read in parts, front to back, and nothing
 //! is held but the part. Stored and deflated members, versions 1 to 3 of the header, little-endian `u1`, `f4`, `f8`, `i4` and
@@ -14,9 +15,12 @@ use std::sync::Arc;
 use flate2::read::DeflateDecoder;
 use xxhash_rust::xxh3::Xxh3;
 
+pub use self::write::NpzFile;
 use super::npy::{Header, MAGIC, MAX_HEADER, parse_header};
 use super::weights::ArchiveError;
 use super::weights::archive::{Member, all_members};
+
+mod write;
 
 /// Why an archive or one of its arrays cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +28,14 @@ pub enum NpzError {
     /// The system refused.
     #[error("{path}: cannot be read: {source}; check the path and its permissions", path = .path.display())]
     Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// It cannot be written.
+    #[error("{path}: cannot be written: {source}; give a path in a folder with room and permission to write", path = .path.display())]
+    Write {
         /// The file.
         path: PathBuf,
         /// The system's reason.

@@ -82,7 +82,7 @@ impl RepaColumns {
     /// What each file begins with.
     fn header(&self) -> Vec<u8> {
         let [channels, height, width] = self.shape;
-        npy::header(&[2 * channels, height, width])
+        npy::header("<f4", &[2 * channels, height, width].map(|dim| dim as u64))
     }
 
     /// Bytes of one file.

@@ -29,6 +29,12 @@ pub struct Prediction {
     pub time: Tensor,
 }
 
+/// What images are conditioned on, `[N, 1, D]` each in the compute dtype: the embedding of t, and its sum with that of the label.
+struct Given {
+    time: Tensor,
+    image: Tensor,
+}
+
 /// A network over given weights. It owns views, not weights: an optimiser step under it is seen at once.
 #[derive(Debug)]
 pub struct Network {
@@ -88,33 +94,62 @@ impl Network {
 
     /// Eq. 4: `x_t` f32 `[N, C, h, w]`, `t` f32 `[N]` in [0, 1] (0 is data), `labels` i64 `[N]` in `0..=classes`.
     pub fn forward(&self, x_t: &Tensor, t: &Tensor, labels: &Tensor) -> Prediction {
-        let x_t = x_t.to_kind(self.kind);
-        let t = self.t_embedder.forward(t, self.kind); //                                        [N, 1, D]
-        let y = self.label_table.index_select(0, labels).unsqueeze(1); //                        [N, 1, D]
-        let (encoder, decoder) = self.blocks.split_at(self.model.encoder_depth as usize);
-        let embed = |embedder: &PatchEmbedding| embedder.forward(&x_t) + &self.position; //       [N, T, D]
+        let (x_t, given) = (x_t.to_kind(self.kind), self.given(t, labels));
+        let condition = self.encode(&x_t, &given);
+        let velocity = self.decode(&x_t, &given, &condition);
+        Prediction { velocity, condition, time: given.time }
+    }
 
-        // Encoder: z_t. One condition for each image.
-        let image_condition = &t + &y;
-        let tokens = embed(self.s_embedder.as_ref().unwrap_or(&self.x_embedder));
-        let condition = run(encoder, tokens, &image_condition); //                                [N, T, D]
+    /// The first half of [`forward`](Self::forward), z_t `[N, T, D]`. Only DDT's decoder can be given that of another time.
+    pub fn condition(&self, x_t: &Tensor, t: &Tensor, labels: &Tensor) -> Tensor {
+        self.encode(&x_t.to_kind(self.kind), &self.given(t, labels))
+    }
 
-        // Decoder: v_t. DDT starts again from the noisy latent, with one condition for each token, and sees the
-        // label through z_t only; SiT goes on with its one stream.
+    /// The second half, v_t f32 `[N, C, h, w]`, from the `condition` of this or of a near time.
+    pub fn velocity(&self, x_t: &Tensor, t: &Tensor, labels: &Tensor, condition: &Tensor) -> Tensor {
+        self.decode(&x_t.to_kind(self.kind), &self.given(t, labels), condition)
+    }
+
+    /// Whether the decoder starts again from the noisy latent, so that conditions can be shared between times.
+    pub fn is_decoupled(&self) -> bool {
+        self.s_embedder.is_some()
+    }
+
+    fn given(&self, t: &Tensor, labels: &Tensor) -> Given {
+        let time = self.t_embedder.forward(t, self.kind);
+        let image = &time + self.label_table.index_select(0, labels).unsqueeze(1);
+        Given { time, image }
+    }
+
+    fn embed(&self, embedder: &PatchEmbedding, x_t: &Tensor) -> Tensor {
+        embedder.forward(x_t) + &self.position
+    }
+
+    /// z_t, with one condition for each image.
+    fn encode(&self, x_t: &Tensor, given: &Given) -> Tensor {
+        let (encoder, _) = self.blocks.split_at(self.model.encoder_depth as usize);
+        let tokens = self.embed(self.s_embedder.as_ref().unwrap_or(&self.x_embedder), x_t);
+        run(encoder, tokens, &given.image)
+    }
+
+    /// v_t. DDT starts again from the noisy latent, with one condition for each token, and sees the label through z_t only;
+    /// SiT goes on with its one stream.
+    fn decode(&self, x_t: &Tensor, given: &Given, condition: &Tensor) -> Tensor {
+        let (_, decoder) = self.blocks.split_at(self.model.encoder_depth as usize);
         let (tokens, decoder_condition) = match self.s_embedder {
             Some(_) => {
                 let tokens = match self.model.decoder_position {
-                    true => embed(&self.x_embedder),
-                    false => self.x_embedder.forward(&x_t),
+                    true => self.embed(&self.x_embedder, x_t),
+                    false => self.x_embedder.forward(x_t),
                 };
-                let from = if self.model.decoder_label { &image_condition } else { &t };
-                (tokens, from + &condition)
+                let from = if self.model.decoder_label { &given.image } else { &given.time };
+                (tokens, from + condition)
             }
-            None => (condition.shallow_clone(), image_condition),
+            None => (condition.shallow_clone(), given.image.shallow_clone()),
         };
         let tokens = run(decoder, tokens, &decoder_condition);
         let patches = self.final_layer.forward(&tokens, &decoder_condition); //                   [N, T, p p C]
-        Prediction { velocity: self.unpatchify(&patches).to_kind(Kind::Float), condition, time: t }
+        self.unpatchify(&patches).to_kind(Kind::Float)
     }
 
     /// z_phi: linear layers with SiLU between them, on each token. `[.., D]` to `[.., projector_out]`; `condition` itself if

@@ -28,6 +28,9 @@ pub struct SampleSettings {
     pub steps: usize,
     /// Classifier-free guidance.
     pub guidance: Guidance,
+    /// DDT's encoder runs at every so-many-th evaluation, and where guidance goes on or off; the evaluations between use its
+    /// last conditions. 1 is every one.
+    pub share_encoder: usize,
     /// Seed of noise and random classes.
     pub seed: u64,
 }
@@ -106,10 +109,15 @@ impl Generate {
     }
 
     /// v(x, t), guided as the time `gate` is.
-    fn velocity(&self, x: &Tensor, t: f64, gate: f64, labels: &Tensor) -> Tensor {
+    fn velocity(&self, x: &Tensor, t: f64, gate: f64, labels: &Tensor, shared: &mut Shared) -> Tensor {
         let pass = |x: &Tensor, labels: &Tensor| {
             let times = Tensor::full([labels.size()[0]], t, (Kind::Float, self.device));
-            self.network.forward(x, &times, labels).velocity
+            if self.settings.share_encoder <= 1 {
+                return self.network.forward(x, &times, labels).velocity;
+            }
+            let condition =
+                shared.next(self.settings.share_encoder, labels, || self.network.condition(x, &times, labels));
+            self.network.velocity(x, &times, labels, condition)
         };
         self.settings.guidance.velocity(gate, &x.to_kind(Kind::Float), labels, self.network.null_class(), pass)
     }
@@ -140,16 +148,39 @@ impl Generate {
         let SampleSettings { sampler, diffusion, steps, seed, .. } = self.settings;
         let labels = Tensor::from_slice(&request.labels).to_device(self.device);
         let start = self.start(request)?;
-        let field = |x: &Tensor, t: f64| Ok(self.velocity(x, t, t, &labels));
+        let mut shared = Shared::default();
+        let mut velocity = |x: &Tensor, t: f64, gate: f64| Ok(self.velocity(x, t, gate, &labels, &mut shared));
+        let field = |x: &Tensor, t: f64| velocity(x, t, t);
         match sampler {
             Integrator::Ode => sampler::euler(start, steps, field),
-            Integrator::Heun => sampler::heun(start, steps, |x, t, gate| Ok(self.velocity(x, t, gate, &labels))),
+            Integrator::Heun => sampler::heun(start, steps, velocity),
             Integrator::Sde => sampler::euler_maruyama(start, steps, diffusion, field, |step| {
                 let of_image =
                     |&i: &u64| seed_of(seed_of(seed, i, Purpose::SamplePath), step as u64, Purpose::SamplePath);
                 self.noise(request.indices.iter().map(of_image))
             }),
         }
+    }
+}
+
+/// Conditions of a batch that several evaluations use (DDT, "encoder sharing").
+#[derive(Debug, Default)]
+struct Shared {
+    condition: Option<Tensor>,
+    /// Evaluations that have used it.
+    used: usize,
+}
+
+impl Shared {
+    /// The conditions for the next evaluation of as many rows as `labels` has; made by `make` if those that are there have been
+    /// used `every` times, or are of another number of rows.
+    fn next(&mut self, every: usize, labels: &Tensor, make: impl FnOnce() -> Tensor) -> &Tensor {
+        let fits = |condition: &Tensor| condition.size()[0] == labels.size()[0];
+        if self.used == every || !self.condition.as_ref().is_some_and(fits) {
+            (self.condition, self.used) = (None, 0);
+        }
+        self.used += 1;
+        self.condition.get_or_insert_with(make)
     }
 }
 
@@ -184,7 +215,7 @@ mod tests {
     }
 
     fn settings(sampler: Integrator, steps: usize, guidance: Guidance) -> SampleSettings {
-        SampleSettings { sampler, diffusion: Diffusion::TwoSigma, steps, guidance, seed: 4 }
+        SampleSettings { sampler, diffusion: Diffusion::TwoSigma, steps, guidance, share_encoder: 1, seed: 4 }
     }
 
     fn request(indices: &[u64]) -> SampleRequest {
@@ -230,6 +261,42 @@ mod tests {
             stage.start = Some(Arc::new(NoiseFile::open(&path, 3, stage.network.data()).unwrap()));
             stage.settings.seed = if sampler == Integrator::Sde { 4 } else { 5 };
             assert_eq!(stage.process(request(&[1, 2])).unwrap().latents, expected, "{sampler:?}");
+        }
+    }
+
+    #[test]
+    fn shared_conditions_are_made_at_every_nth_evaluation_and_where_guidance_goes_on_or_off() {
+        let mut made = Vec::new();
+        let mut shared = Shared::default();
+        // Two images; guidance, which makes them four, from evaluation 4 to 6.
+        for (evaluation, rows) in [2, 2, 2, 2, 4, 4, 4, 2, 2].into_iter().enumerate() {
+            let labels = Tensor::zeros([rows], (Kind::Int64, Device::Cpu));
+            let condition = shared.next(3, &labels, || {
+                made.push(evaluation);
+                labels.full_like(evaluation as i64)
+            });
+            assert_eq!((condition.size()[0], condition.int64_value(&[0])), (rows, *made.last().unwrap() as i64));
+        }
+        assert_eq!(made, [0, 3, 4, 7]);
+    }
+
+    #[test]
+    fn sharing_with_nobody_changes_nothing_and_sharing_with_the_next_a_little() {
+        let guidance = Guidance { scale: 1.5, low: 0.0, high: 0.7 };
+        let sample = |share_encoder, sampler| {
+            let mut stage = generate(SampleSettings { share_encoder, ..settings(sampler, 12, guidance) });
+            Tensor::from_slice(stage.process(request(&[0, 1])).unwrap().latents.as_slice().unwrap())
+        };
+        for sampler in [Integrator::Sde, Integrator::Ode, Integrator::Heun] {
+            let alone = sample(1, sampler);
+            let stage = generate(settings(sampler, 12, guidance));
+            let (x, t) = (Tensor::randn([2, 2, 4, 4], (Kind::Float, Device::Cpu)), Tensor::from_slice(&[0.3f32, 0.8]));
+            let labels = Tensor::from_slice(&[1i64, 3]);
+            let (whole, condition) = (stage.network.forward(&x, &t, &labels), stage.network.condition(&x, &t, &labels));
+            assert!(whole.condition.equal(&condition));
+            assert!(whole.velocity.equal(&stage.network.velocity(&x, &t, &labels, &condition)));
+            let difference = (&sample(2, sampler) - &alone).norm().double_value(&[]) / alone.norm().double_value(&[]);
+            assert!(difference > 0.0 && difference < 0.2, "{sampler:?}: {difference}");
         }
     }
 

@@ -19,19 +19,8 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 
 use crc32fast::Hasher;
 
-const LOCAL: u32 = 0x0403_4b50;
-const CENTRAL: u32 = 0x0201_4b50;
-const END64: u32 = 0x0606_4b50;
-const LOCATOR64: u32 = 0x0706_4b50;
-const END: u32 = 0x0605_4b50;
-/// What a field of 32 bits holds whose value is in the ZIP64 record.
-const IN_ZIP64: u32 = u32::MAX;
-/// ZIP 4.5, the first with ZIP64.
-const VERSION: u16 = 45;
-/// 1 January 1980, the first day that a ZIP knows: equal contents have equal bytes.
-const DATE: u16 = 0x21;
-/// Where the CRC-32 stands in a local header.
-const CRC_AT: usize = 14;
+use crate::exchange::npy;
+use crate::exchange::zip::{CRC_AT, Member, directory};
 
 /// What is in an archive, apart from the pixels.
 #[derive(Debug, Clone)]
@@ -56,9 +45,9 @@ impl NpzImages {
 
     /// `arr_0.npy` without its checksum, and its npy header.
     fn images(&self) -> (Member, Vec<u8>) {
-        let npy = npy_header("|u1", &[self.count(), self.height, self.width, 3]);
+        let npy = npy::header("|u1", &[self.count(), self.height, self.width, 3]);
         let size = npy.len() as u64 + self.count() * self.row();
-        (Member { name: "arr_0.npy", size, crc: 0, at: 0 }, npy)
+        (Member { name: "arr_0.npy".to_owned(), size, crc: 0, at: 0 }, npy)
     }
 
     /// Where the rows begin.
@@ -66,98 +55,6 @@ impl NpzImages {
         let (member, npy) = self.images();
         member.local_header().len() as u64 + npy.len() as u64
     }
-}
-
-/// A file of the archive.
-#[derive(Debug)]
-struct Member {
-    name: &'static str,
-    size: u64,
-    crc: u32,
-    /// Where its local header begins.
-    at: u64,
-}
-
-impl Member {
-    fn local_header(&self) -> Vec<u8> {
-        let mut out = Vec::new();
-        put32(&mut out, LOCAL);
-        put16(&mut out, &[VERSION, 0, 0, 0, DATE]); // version, flags, stored, time, date
-        put32(&mut out, self.crc);
-        put32(&mut out, IN_ZIP64);
-        put32(&mut out, IN_ZIP64);
-        put16(&mut out, &[self.name.len() as u16, 20]);
-        out.extend_from_slice(self.name.as_bytes());
-        put16(&mut out, &[1, 16]);
-        put64(&mut out, &[self.size, self.size]);
-        out
-    }
-
-    fn central_header(&self) -> Vec<u8> {
-        let mut out = Vec::new();
-        put32(&mut out, CENTRAL);
-        put16(&mut out, &[VERSION, VERSION, 0, 0, 0, DATE]); // made by, needed, flags, stored, time, date
-        put32(&mut out, self.crc);
-        put32(&mut out, IN_ZIP64);
-        put32(&mut out, IN_ZIP64);
-        put16(&mut out, &[self.name.len() as u16, 28, 0, 0, 0]); // name, extra, comment, disk, internal attributes
-        put32(&mut out, 0);
-        put32(&mut out, IN_ZIP64);
-        out.extend_from_slice(self.name.as_bytes());
-        put16(&mut out, &[1, 24]);
-        put64(&mut out, &[self.size, self.size, self.at]);
-        out
-    }
-}
-
-/// The central directory of `members` and what ends the archive, to be written at byte `at`.
-fn directory(members: &[Member], at: u64) -> Vec<u8> {
-    let mut out: Vec<u8> = members.iter().flat_map(Member::central_header).collect();
-    let (size, count) = (out.len() as u64, members.len() as u64);
-    put32(&mut out, END64);
-    put64(&mut out, &[44]);
-    put16(&mut out, &[VERSION, VERSION]);
-    put32(&mut out, 0);
-    put32(&mut out, 0);
-    put64(&mut out, &[count, count, size, at]);
-    put32(&mut out, LOCATOR64);
-    put32(&mut out, 0);
-    put64(&mut out, &[at + size]);
-    put32(&mut out, 1);
-    put32(&mut out, END);
-    put16(&mut out, &[0, 0, count as u16, count as u16]);
-    put32(&mut out, size as u32);
-    put32(&mut out, IN_ZIP64);
-    put16(&mut out, &[0]);
-    out
-}
-
-/// Version 1.0 of the npy format; the array begins at a multiple of 64 bytes of the npy file.
-fn npy_header(descr: &str, shape: &[u64]) -> Vec<u8> {
-    let sides: String = shape.iter().map(|side| format!("{side}, ")).collect();
-    // One side keeps its comma, as Python's tuples do.
-    let sides = if shape.len() == 1 { sides.trim_end() } else { sides.trim_end_matches(", ") };
-    let mut text = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({sides}), }}");
-    while !(10 + text.len() + 1).is_multiple_of(64) {
-        text.push(' ');
-    }
-    text.push('\n');
-    let mut out = b"\x93NUMPY\x01\x00".to_vec();
-    put16(&mut out, &[text.len() as u16]);
-    out.extend_from_slice(text.as_bytes());
-    out
-}
-
-fn put16(out: &mut Vec<u8>, values: &[u16]) {
-    out.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-}
-
-fn put32(out: &mut Vec<u8>, value: u32) {
-    out.extend(value.to_le_bytes());
-}
-
-fn put64(out: &mut Vec<u8>, values: &[u64]) {
-    out.extend(values.iter().flat_map(|value| value.to_le_bytes()));
 }
 
 /// An archive that is being written. `F` is a file, opened to be read and written.
@@ -250,9 +147,10 @@ impl<F: Read + Write + Seek> NpzWriter<F> {
         let (mut first, _) = self.images.images();
         first.crc = self.crc.finalize();
         let values: Vec<u8> = self.images.labels.iter().flat_map(|label| label.to_le_bytes()).collect();
-        let labels = [npy_header("<i8", &[self.images.count()]), values].concat();
+        let labels = [npy::header("<i8", &[self.images.count()]), values].concat();
         let at = self.images.rows_at() + self.images.count() * self.images.row();
-        let second = Member { name: "arr_1.npy", size: labels.len() as u64, crc: crc32fast::hash(&labels), at };
+        let second =
+            Member { name: "arr_1.npy".to_owned(), size: labels.len() as u64, crc: crc32fast::hash(&labels), at };
         let mut tail = [second.local_header(), labels].concat();
         let directory_at = at + tail.len() as u64;
         let crc = first.crc;

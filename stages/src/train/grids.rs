@@ -99,6 +99,7 @@ fn settings(trainer: &Trainer) -> SampleSettings {
         diffusion: Diffusion::TwoSigma,
         steps: schedule.sample_steps as usize,
         guidance: Guidance { scale: schedule.sample_guidance, low: 0.0, high: 1.0 },
+        share_encoder: 1,
         seed: schedule.seed,
     }
 }

@@ -15,7 +15,7 @@ fn folder(dir: &Path, files: &[(&str, i64)], bits: impl Fn(usize, usize) -> u32)
         let path = root.join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         let values = (0..8).flat_map(|k| bits(i, k).to_le_bytes());
-        fs::write(path, npy::header(&[4, 1, 2]).into_iter().chain(values).collect::<Vec<u8>>()).unwrap();
+        fs::write(path, npy::header("<f4", &[4, 1, 2]).into_iter().chain(values).collect::<Vec<u8>>()).unwrap();
     }
     fs::write(root.join(LABELS), serde_json::json!({ "labels": files }).to_string()).unwrap();
     dir.to_owned()
@@ -139,9 +139,9 @@ fn what_is_not_repas_form_is_refused_with_a_sentence() {
     refuse(&from, "more than 1073741824");
     assert!(!data.join("dataset.json").exists());
 
-    let array = |shape: &[usize]| {
-        let len = 4 * shape.iter().product::<usize>();
-        npy::header(shape).into_iter().chain(vec![0; len]).collect::<Vec<u8>>()
+    let array = |shape: &[u64]| {
+        let len = 4 * shape.iter().product::<u64>() as usize;
+        npy::header("<f4", shape).into_iter().chain(vec![0; len]).collect::<Vec<u8>>()
     };
     fs::write(&labels, r#"{"labels": [["a.npy", 0], ["b.npy", 0]]}"#).unwrap();
     for (shape, part) in [

@@ -3,6 +3,7 @@
 use std::fs;
 
 use super::*;
+use crate::exchange::numpy::python;
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(name)
@@ -72,4 +73,32 @@ fn damage_is_found_wherever_it_is() {
             assert!(read_all(&bytes).is_err(), "{file} changed at {at}");
         }
     }
+}
+
+#[test]
+fn numpy_reads_the_arrays_that_are_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("written.npz");
+    let mut file = NpzFile::create(&path).unwrap();
+    file.array("mu", "<f8", &[3]).unwrap();
+    file.append(&[1.5f64, -2.0, 0.25].map(f64::to_le_bytes).concat()).unwrap();
+    file.array("arr_0", "|u1", &[2, 1, 2]).unwrap();
+    file.append(&[1, 2]).unwrap();
+    assert!(file.append(&[3, 4, 5]).unwrap_err().to_string().contains("3 bytes more, where 2 are left"));
+    file.append(&[3, 4]).unwrap();
+    file.finish().unwrap();
+    let script = r#"
+import zipfile
+import numpy as np
+assert zipfile.ZipFile(path).testzip() is None
+loaded = np.load(path)
+print(loaded["mu"].tolist(), loaded["arr_0"].tolist(), loaded["arr_0"].dtype)
+"#;
+    assert_eq!(python(script, &path).trim_end(), "[1.5, -2.0, 0.25] [[[1, 2]], [[3, 4]]] uint8");
+    // One that is not finished leaves nothing.
+    drop(NpzFile::create(&folder.path().join("other.npz")).unwrap());
+    let mut short = NpzFile::create(&folder.path().join("short.npz")).unwrap();
+    short.array("a", "|u1", &[2]).unwrap();
+    assert!(short.finish().unwrap_err().to_string().contains("2 bytes of a.npy are missing"));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }

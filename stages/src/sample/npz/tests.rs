@@ -1,12 +1,10 @@
-//! Against NumPy and Python's zipfile, which the ADM evaluator reads with. `.cargo/setup-python.sh` fetches numpy on the
-//! first run.
+//! Against NumPy and Python's zipfile, which the ADM evaluator reads with.
 
 use std::fs::File;
 use std::io::Cursor;
-use std::path::Path;
-use std::process::Command;
 
 use super::*;
+use crate::exchange::numpy::python;
 
 fn images(count: u64, side: u64) -> NpzImages {
     NpzImages { height: side, width: side + 1, labels: (0..count as i64).map(|i| i * i % 7).collect() }
@@ -27,18 +25,6 @@ fn write(file: Vec<u8>, images: &NpzImages) -> Vec<u8> {
     let mut bytes = cursor.into_inner();
     bytes.truncate(end);
     bytes
-}
-
-fn python(script: &str, path: &Path) -> String {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let setup = Command::new(root.join(".cargo/setup-python.sh")).output().unwrap();
-    assert!(setup.status.success(), "{}", String::from_utf8_lossy(&setup.stderr));
-    let python = std::env::var_os("PYTHON").unwrap_or("python3".into());
-    let script = format!("import sys; packages, path = sys.argv[1:]; sys.path.insert(0, packages)\n{script}");
-    let (packages, script) = (root.join(".python/site"), script.as_str());
-    let output = Command::new(python).args(["-I", "-B", "-c", script]).arg(packages).arg(path).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
 }
 
 #[test]

@@ -1,0 +1,195 @@
+//! Features that were computed beforehand, in an `.npz` file: `pool_3` `[N, 2048]`, and if they are known `spatial` `[N, 2023]`
+//! and `logits` `[N, 1008]` (what they are: [`InceptionFeatures`](crate::nets::inception::InceptionFeatures)); f4 or f8.
+
+use std::path::Path;
+
+use pipeline::{BoxError, Source, Stop};
+use tch::{Kind, Tensor};
+
+use super::features::{FeatureBatch, Statistics};
+use crate::exchange::npz::{Npz, NpzArray, NpzError, NpzFile};
+use crate::nets::inception::{CLASSES, POOL, SPATIAL};
+
+/// Name and width of the arrays.
+const POOLED: (&str, i64) = ("pool_3", POOL);
+const OTHERS: [(&str, i64); 2] = [("spatial", SPATIAL), ("logits", CLASSES)];
+/// Rows that are read together.
+const BATCH: u64 = 256;
+
+/// Source: the features of a file, read as they are needed.
+#[derive(Debug)]
+pub struct StoredFeatures {
+    pool: NpzArray,
+    others: [Option<NpzArray>; 2],
+    count: u64,
+    next: u64,
+}
+
+impl StoredFeatures {
+    /// Whether a file is one of features.
+    pub fn are_in(npz: &Npz) -> bool {
+        npz.has(POOLED.0) && !npz.has("arr_0")
+    }
+
+    /// Looks at the arrays, and reads none.
+    ///
+    /// # Errors
+    /// [`NpzError`]; also for another width, dtype or number of rows.
+    pub fn open(npz: &Npz) -> Result<Self, NpzError> {
+        let open = |(name, width): (&str, i64), rows: Option<u64>| -> Result<NpzArray, NpzError> {
+            let array = npz.array(name)?;
+            let reason = match *array.shape() {
+                _ if !["<f4", "<f8"].contains(&array.descr()) => {
+                    format!("features are float32 or float64, and its dtype is {:?}", array.descr())
+                }
+                [_, _] if array.is_fortran() => "it is in Fortran order; save numpy.ascontiguousarray of it".to_owned(),
+                [0, _] => "it has no rows".to_owned(),
+                [n, _] if rows.is_some_and(|rows| rows != n as u64) => {
+                    format!("it has {n} rows, and {} has {}", POOLED.0, rows.unwrap_or_default())
+                }
+                [_, found] if found as i64 == width => return Ok(array),
+                _ => format!("its shape is {:?}, and Inception's features make it [N, {width}]", array.shape()),
+            };
+            Err(array.wrong(reason))
+        };
+        let pool = open(POOLED, None)?;
+        let count = pool.shape()[0] as u64;
+        let [spatial, logits] = OTHERS.map(|other| npz.has(other.0).then(|| open(other, Some(count))).transpose());
+        Ok(Self { pool, others: [spatial?, logits?], count, next: 0 })
+    }
+
+    /// Number of pictures that they are of.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+}
+
+/// The next `rows` rows, f32.
+fn rows(array: &mut NpzArray, rows: u64, first: u64) -> Result<Tensor, NpzError> {
+    let width = array.shape()[1];
+    let len = rows as usize * width;
+    let values: Vec<f32> = match array.descr() {
+        "<f4" => {
+            let mut bytes = vec![0; 4 * len];
+            array.read(&mut bytes)?;
+            bytes.as_chunks().0.iter().map(|value| f32::from_le_bytes(*value)).collect()
+        }
+        _ => {
+            let mut bytes = vec![0; 8 * len];
+            array.read(&mut bytes)?;
+            bytes.as_chunks().0.iter().map(|value| f64::from_le_bytes(*value) as f32).collect()
+        }
+    };
+    match values.iter().position(|value| !value.is_finite()) {
+        Some(at) => Err(array.wrong(format!("row {} has a value that is not finite", first + (at / width) as u64))),
+        None => Ok(Tensor::from_slice(&values).view([rows as i64, width as i64])),
+    }
+}
+
+impl Source for StoredFeatures {
+    type Item = FeatureBatch;
+
+    fn next(&mut self, _: &Stop) -> Result<Option<FeatureBatch>, BoxError> {
+        let (first, n) = (self.next, BATCH.min(self.count - self.next));
+        if n == 0 {
+            return Ok(None);
+        }
+        self.next += n;
+        let pool = rows(&mut self.pool, n, first)?;
+        let [spatial, logits] =
+            self.others.each_mut().map(|array| array.as_mut().map(|array| rows(array, n, first)).transpose());
+        Ok(Some(FeatureBatch { pool, spatial: spatial?, logits: logits? }))
+    }
+}
+
+/// Writes the features of a set whose sink kept them ([`keeping`](super::features::CollectFeatures::keeping)), as f4.
+///
+/// # Errors
+/// [`NpzError::Write`].
+pub fn save(path: &Path, statistics: &Statistics) -> Result<(), NpzError> {
+    let mut file = NpzFile::create(path)?;
+    let (spatial, logits) = statistics.kept.as_ref().map(|(spatial, logits)| (spatial, logits)).unzip();
+    let arrays = [Some(&statistics.features), spatial, logits];
+    for ((name, width), tensor) in [POOLED].into_iter().chain(OTHERS).zip(arrays) {
+        let Some(tensor) = tensor else { continue };
+        let count = tensor.size()[0];
+        file.array(name, "<f4", &[count as u64, width as u64])?;
+        for start in (0..count).step_by(BATCH as usize) {
+            let part = tensor.narrow(0, start, (count - start).min(BATCH as i64)).to_kind(Kind::Float);
+            let values = Vec::<f32>::try_from(part.contiguous().view(-1)).expect("the tensor is f32 and on the host");
+            file.append(&values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>())?;
+        }
+    }
+    file.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use pipeline::{Flow, Runtime};
+    use tch::Device;
+
+    use super::*;
+    use crate::evaluate::features::CollectFeatures;
+
+    fn collected(path: &Path) -> Result<Statistics, String> {
+        let source = StoredFeatures::open(&Npz::open(path).map_err(|error| error.to_string())?);
+        let flow = Flow::from(source.map_err(|error| error.to_string())?).into(CollectFeatures::keeping(true));
+        flow.run(&Runtime::default()).map(|finished| finished.output).map_err(|error| error.to_string())
+    }
+
+    fn drawn(n: i64) -> Statistics {
+        tch::manual_seed(5);
+        let features = |width| Tensor::rand([n, width], (Kind::Float, Device::Cpu));
+        let kept = Some((features(SPATIAL), features(CLASSES)));
+        Statistics { features: features(POOL), kept, ..CollectFeatures::nothing() }
+    }
+
+    #[test]
+    fn what_is_saved_is_read_and_measured() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("features.npz");
+        let saved = drawn(300);
+        save(&path, &saved).unwrap();
+        let found = collected(&path).unwrap();
+        assert_eq!((found.count, found.features.equal(&saved.features)), (300, true));
+        let ((spatial, logits), kept) = (saved.kept.unwrap(), found.kept.unwrap());
+        assert!(kept.0.equal(&spatial) && kept.1.equal(&logits));
+        assert!(found.pool.is_some() && found.spatial.is_some() && found.score.is_some());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn features_that_do_not_fit_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("features.npz");
+        let write = |arrays: &[(&str, &str, &[u64])], byte: u8| {
+            let mut file = NpzFile::create(&path).unwrap();
+            for (name, descr, shape) in arrays {
+                file.array(name, descr, shape).unwrap();
+                let width = u64::from(descr.as_bytes()[2] - b'0');
+                file.append(&vec![byte; (shape.iter().product::<u64>() * width) as usize]).unwrap();
+            }
+            file.finish().unwrap();
+            collected(&path).map(|found| found.count)
+        };
+        let pool: (&str, &str, &[u64]) = ("pool_3", "<f8", &[3, 2048]);
+        assert_eq!(write(&[pool], 0), Ok(3));
+        for (arrays, byte, part) in [
+            (
+                &[("pool_3", "<f4", &[3, 2047][..])][..],
+                0,
+                "its shape is [3, 2047], and Inception's features make it [N, 2048]",
+            ),
+            (&[("pool_3", "<i4", &[3, 2048])], 0, "features are float32 or float64, and its dtype is \"<i4\""),
+            (&[("pool_3", "<f4", &[0, 2048])], 0, "it has no rows"),
+            (&[pool, ("logits", "<f4", &[2, 1008])], 0, "array \"logits\": it has 2 rows, and pool_3 has 3"),
+            (&[pool], 0xff, "row 0 has a value that is not finite"),
+            (&[("other", "<f4", &[1])], 0, "has no array \"pool_3\""),
+        ] {
+            let error = write(arrays, byte).unwrap_err();
+            assert!(error.contains(part), "{error} lacks {part}");
+        }
+    }
+}
