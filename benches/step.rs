@@ -11,6 +11,11 @@ use std::process::Command;
 
 use serde_json::Value;
 
+#[path = "answers.rs"]
+mod answers;
+
+use answers::{answer, column, median};
+
 /// Largest relative difference of losses and gradient norm: roundings of f32, and of bf16.
 fn tolerance(precision: &str) -> f64 {
     if precision == "f32" { 1e-4 } else { 2e-2 }
@@ -88,25 +93,4 @@ fn main() {
             median(&column(answers, "/start_bytes")) / 1e6,
         );
     }
-}
-
-/// What the answers say at a JSON pointer, sorted.
-fn column(answers: &[Value], pointer: &str) -> Vec<f64> {
-    let mut values: Vec<f64> =
-        answers.iter().map(|answer| answer.pointer(pointer).and_then(Value::as_f64).unwrap_or(f64::NAN)).collect();
-    values.sort_by(f64::total_cmp);
-    values
-}
-
-fn median(values: &[f64]) -> f64 {
-    values[values.len() / 2]
-}
-
-fn answer(command: &mut Command) -> Value {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {errors}");
-    let printed = String::from_utf8_lossy(&output.stdout);
-    let last = printed.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
-    serde_json::from_str(last).unwrap_or_else(|error| panic!("{command:?} printed {last:?}: {error}; {errors}"))
 }

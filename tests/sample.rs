@@ -89,6 +89,7 @@ fn a_finished_folder_is_left_as_it_is_and_other_settings_are_refused() {
             ("--seed 1", "settings.seed: 0 there, 1 here"),
             ("--sampler heun", "settings.sampler: \"sde\" there, \"heun\" here"),
             ("--diffusion sigma", "settings.diffusion: \"2sigma\" there, \"sigma\" here"),
+            ("--share-encoder 2", "settings.share_encoder: 1 there, 2 here"),
             ("--rounding sit", "rounding: \"repa\" there, \"sit\" here"),
             ("--classes 1", "classes: a list of 3 there, a list of 1 here"),
         ] {

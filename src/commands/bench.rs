@@ -2,6 +2,7 @@
 
 mod encode;
 mod load;
+mod sample;
 mod step;
 
 use anyhow::{Context, Result};
@@ -21,6 +22,7 @@ pub(crate) struct BenchArgs {
 enum Part {
     Encode(encode::BenchEncodeArgs),
     Load(load::BenchLoadArgs),
+    Sample(sample::BenchSampleArgs),
     Step(step::BenchStepArgs),
 }
 
@@ -28,6 +30,7 @@ pub(crate) fn run(args: &BenchArgs, runtime: &Runtime) -> Result<Outcome> {
     match &args.part {
         Part::Encode(args) => encode::run(args, runtime),
         Part::Load(args) => load::run(args, runtime),
+        Part::Sample(args) => sample::run(args),
         Part::Step(args) => step::run(args),
     }
 }

@@ -16,7 +16,7 @@ use crate::show;
 /// evaluator's files have them.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct MakeRefArgs {
-    /// Folder of pictures of one size, or an .npz file with arr_0
+    /// Folder of pictures, of one size unless they are cropped; or an .npz file with arr_0
     #[arg(long, value_name = "DIR|NPZ")]
     images: PathBuf,
     /// Weights of the Inception network of FID (docs/evaluation.md)
@@ -25,6 +25,9 @@ pub(crate) struct MakeRefArgs {
     /// The file to write
     #[arg(long, value_name = "REF.npz")]
     out: PathBuf,
+    /// Crop the pictures of a folder to so many pixels a side, as ADM does
+    #[arg(long, value_name = "N")]
+    crop: Option<usize>,
     /// Pictures that go into the file, evenly spread over all
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     pictures: u64,
@@ -37,7 +40,7 @@ pub(crate) struct MakeRefArgs {
 }
 
 pub(crate) fn run(args: &MakeRefArgs, runtime: &Runtime) -> Result<Outcome> {
-    let open = || Input::open("pictures", &args.images, args.batch);
+    let open = || Input::open("pictures", &args.images, args.batch, args.crop);
     let input = open()?;
     if input.size()?.is_none() || input.count() < 2 {
         bail!("{}: two pictures at least are needed for statistics", args.images.display());

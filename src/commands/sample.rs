@@ -126,6 +126,16 @@ pub(crate) enum SamplerArg {
     Heun,
 }
 
+impl From<SamplerArg> for Integrator {
+    fn from(sampler: SamplerArg) -> Self {
+        match sampler {
+            SamplerArg::Sde => Self::Sde,
+            SamplerArg::Ode => Self::Ode,
+            SamplerArg::Heun => Self::Heun,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum DiffusionArg {
     #[value(name = "2sigma")]
@@ -353,11 +363,7 @@ fn settings(args: &SampleArgs, cfg: f64) -> Result<SampleSettings> {
     if !(cfg >= 1.0 && cfg.is_finite()) {
         bail!("--cfg {cfg} must be at least 1, which is no guidance");
     }
-    let sampler = match args.sampler {
-        SamplerArg::Sde => Integrator::Sde,
-        SamplerArg::Ode => Integrator::Ode,
-        SamplerArg::Heun => Integrator::Heun,
-    };
+    let sampler = Integrator::from(args.sampler);
     let diffusion = match args.diffusion {
         DiffusionArg::TwoSigma => Diffusion::TwoSigma,
         DiffusionArg::Sigma => Diffusion::Sigma,

@@ -39,8 +39,8 @@ const LEAST: u64 = 4;
 
 pub(super) fn run(args: &EvaluateArgs, runtime: &Runtime) -> Result<Outcome> {
     let metrics = &args.metrics;
-    let [samples, reference] = [("samples", &args.samples), ("reference", &args.reference)]
-        .map(|(what, path)| Input::open(what, path, metrics.batch));
+    let [samples, reference] = [("samples", &args.samples, None), ("reference", &args.reference, metrics.crop)]
+        .map(|(what, path, crop)| Input::open(what, path, metrics.batch, crop));
     let (samples, reference) = (samples?, reference?);
     for input in [&samples, &reference] {
         if input.count() < LEAST {

@@ -39,6 +39,9 @@ pub(crate) struct MetricsArgs {
     /// Keep the samples' features, for --samples or --reference of another time
     #[arg(long, value_name = "F.npz", requires = "inception")]
     save_features: Option<PathBuf>,
+    /// Crop the pictures of the reference's folder to so many pixels a side, as ADM does
+    #[arg(long, value_name = "N", requires = "network")]
+    pub(crate) crop: Option<usize>,
     /// auto, cpu or cuda:0
     #[arg(long, default_value = "auto", requires = "network")]
     pub(crate) devices: String,
@@ -59,6 +62,7 @@ impl Default for MetricsArgs {
             vae: "tiny".to_owned(),
             distances: DistancesArg::F16,
             save_features: None,
+            crop: None,
             devices: "cpu".to_owned(),
             batch: 32,
             record: None,
@@ -114,8 +118,8 @@ pub(crate) struct Measured {
 pub(super) fn run(args: &EvaluateArgs, inception: &Path, runtime: &Runtime) -> Result<Outcome> {
     let metrics = &args.metrics;
     // All that can be refused is refused before anything long.
-    let [samples, reference] = [("samples", &args.samples), ("reference", &args.reference)]
-        .map(|(what, path)| Input::open(what, path, metrics.batch));
+    let [samples, reference] = [("samples", &args.samples, None), ("reference", &args.reference, metrics.crop)]
+        .map(|(what, path, crop)| Input::open(what, path, metrics.batch, crop));
     let (samples, reference) = (samples?, reference?);
     if samples.count() < 2 {
         bail!(

@@ -133,7 +133,7 @@ impl Generate {
     }
 
     /// f64 `[B, C, h, w]`: what the images of the request start from.
-    fn start(&self, request: &SampleRequest) -> Result<Tensor, BoxError> {
+    pub(super) fn start(&self, request: &SampleRequest) -> Result<Tensor, BoxError> {
         let Some(file) = &self.start else {
             let seed = self.settings.seed;
             return self.noise(request.indices.iter().map(|&i| seed_of(seed, i, Purpose::SampleStart)));

@@ -15,4 +15,5 @@ pub mod noise;
 pub mod npz;
 pub mod reconstruct;
 pub mod request;
+pub mod trial;
 pub mod write;
