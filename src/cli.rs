@@ -5,8 +5,8 @@ use clap::{Parser, Subcommand};
 use pipeline::Runtime;
 
 use crate::commands::{
-    bench, demo, encode, evaluate, export, export_weights, import, import_weights, inspect, make_ref, probe, sample,
-    train, verify,
+    bench, demo, encode, evaluate, export, export_weights, import, import_weights, inspect, make_ref, probe, report,
+    sample, train, verify,
 };
 use crate::exit::Outcome;
 
@@ -26,6 +26,7 @@ pub(crate) enum Command {
     Evaluate(evaluate::EvaluateArgs),
     MakeRef(make_ref::MakeRefArgs),
     Probe(probe::ProbeArgs),
+    Report(report::ReportArgs),
     Inspect(inspect::InspectArgs),
     Verify(verify::VerifyArgs),
     Export(export::ExportArgs),
@@ -50,6 +51,7 @@ impl Cli {
             Command::Evaluate(args) => evaluate::run(args, runtime),
             Command::MakeRef(args) => make_ref::run(args, runtime),
             Command::Probe(args) => probe::run(args, runtime),
+            Command::Report(args) => report::run(args),
             Command::Inspect(args) => inspect::run(args, runtime),
             Command::Verify(args) => verify::run(args, runtime),
             Command::Export(args) => export::run(args, runtime).map(|ended| ended.outcome),

@@ -12,6 +12,7 @@ mod line;
 mod load;
 mod method;
 mod program;
+mod report;
 mod sample;
 mod step;
 mod train;

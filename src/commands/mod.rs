@@ -12,6 +12,7 @@ pub(crate) mod inspect;
 pub(crate) mod make_ref;
 pub(crate) mod probe;
 pub(crate) mod reading;
+pub(crate) mod report;
 pub(crate) mod sample;
 pub(crate) mod train;
 pub(crate) mod verify;

@@ -85,8 +85,9 @@ impl Chart {
         Self::over(title, "step", &places, window(steps.len()), base, series)
     }
 
-    /// Lays out `series` over any `places` that are not negative, on an axis that begins at 0; a strong line is the mean of
-    /// `window` values around each place, and there is no faint one if that is 1.
+    /// Lays out `series` over any `places` that are not negative, on an axis that begins at 0, or with the places where they are
+    /// all beyond the half of it; a strong line is the mean of `window` values around each place, and there is no faint one if that
+    /// is 1.
     pub(crate) fn over(
         title: &str,
         x_name: &str,
@@ -96,7 +97,9 @@ impl Chart {
         series: &[Series<'_>],
     ) -> Self {
         let farthest = places.iter().copied().fold(0.0, f64::max);
-        let x_ticks = ticks(0.0, if farthest > 0.0 { farthest } else { 1.0 });
+        let nearest = places.iter().copied().fold(farthest, f64::min);
+        let from = if 2.0 * nearest > farthest && places.len() > 1 { nearest } else { 0.0 };
+        let x_ticks = ticks(from, if farthest > 0.0 { farthest } else { 1.0 });
         let drawn = series.iter().flat_map(|line| &line.values[..places.len().min(line.values.len())]);
         let (low, high) = drawn
             .copied()
@@ -142,17 +145,17 @@ impl Chart {
 }
 
 /// How many neighbouring records one point of a strong line is the mean of, of `records`: odd, 1 for few records.
-pub(super) fn window(records: usize) -> usize {
+pub(crate) fn window(records: usize) -> usize {
     (records / 12) | 1
 }
 
 /// Where the strong line of `values` ends: the last finite moving mean.
-pub(super) fn end_of(values: &[f64]) -> Option<f64> {
+pub(crate) fn end_of(values: &[f64]) -> Option<f64> {
     moving_mean(values, window(values.len())).into_iter().rev().find(drawable)
 }
 
 /// A measured value as text: three significant digits or so, never more than a caption needs.
-pub(super) fn number(value: f64) -> String {
+pub(crate) fn number(value: f64) -> String {
     match value.abs() {
         size if size >= 1e5 => format!("{value:.2e}"),
         size if size >= 100.0 => format!("{value:.0}"),
@@ -349,6 +352,15 @@ mod tests {
         let chart = Chart::new("", &[1, 2], Base::Data, &series);
         let at: Vec<_> = chart.curves.iter().map(|curve| curve.end.as_ref().unwrap().text_y).collect();
         assert!((at[1] - at[0]).abs() >= LABEL_SPACE, "{at:?}");
+    }
+
+    #[test]
+    fn an_axis_begins_at_zero_unless_that_would_leave_half_of_it_empty() {
+        let first_tick = |places: &[f64]| {
+            let series = [Series { name: "a", values: places.to_vec() }];
+            Chart::over("", "x", places, 1, Base::Data, &series).x_ticks[0].text.clone()
+        };
+        assert_eq!([first_tick(&[1.0, 4.0]), first_tick(&[1.56, 1.6, 1.64]), first_tick(&[3.0])], ["0", "1.56", "0"]);
     }
 
     #[test]

@@ -3,9 +3,10 @@
 //! It loads nothing (images are data URIs, charts inline SVG, no script, no font), so it can be mailed, archived and
 //! printed. The same [`Page`] gives the same bytes: no clock and no host is in it. Templates (`*.html`, `*.svg`,
 //! `page.css`) are compiled in by askama, which escapes every text. What the page says is gathered by its caller;
-//! reading runs and images from disk is not here.
+//! reading runs and images from disk is not here. [`comparison`] is another page, of several runs.
 
 pub(crate) mod chart;
+pub(crate) mod comparison;
 mod flow;
 
 use anyhow::{Context, Result};

@@ -1,0 +1,47 @@
+//! Runs and evaluations side by side.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::program::{images, refuse, succeed};
+
+const TRAIN: &str = "train --data {} --run {} --preset dupa-demo --steps 3 --set train.batch=4 --set train.log_every=1 \
+                     --set train.sample_every=0 --devices cpu";
+
+#[test]
+fn runs_and_evaluations_are_put_side_by_side() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let (data, run, other) = (at("data"), at("run"), at("other"));
+    succeed("encode --images {} --out {} --size 64", &[&images(folder.path(), 3, 4), &data]);
+    succeed(TRAIN, &[&data, &run]);
+    succeed(&format!("{TRAIN} --set optimiser.lr=1e-3"), &[&data, &other]);
+    let samples = at("samples");
+    succeed("sample --run {} --out {} --count 5 --steps 2 --cfg 1,1.5,2", &[&run, &samples]);
+    let records: Vec<PathBuf> = ["1", "1.5", "2"]
+        .into_iter()
+        .map(|cfg| {
+            let (folder, record) = (samples.join(format!("cfg-{cfg}")), at(&format!("{cfg}.json")));
+            let evaluate = "evaluate --samples {} --reference {} --features vae --record {} --devices cpu";
+            succeed(evaluate, &[&folder, &samples.join("cfg-1"), &record]);
+            record
+        })
+        .collect();
+
+    let page = at("report.html");
+    let [a, b, c] = [0, 1, 2].map(|i| records[i].as_path());
+    let said = succeed("report {} {} {} {} {} --out {}", &[&run, &other, a, b, c, &page]);
+    let rows: Vec<_> = said.lines().filter(|line| line.starts_with("| ")).collect();
+    assert!(rows[0].ends_with("| optimiser.lr |") && rows[1].ends_with("| 0.002 |"), "{said}");
+    assert!(rows[2].starts_with("| B |") && rows[2].ends_with("| 0.001 |"), "{said}");
+    assert!(rows[3].ends_with("| latent Frechet | samples | reference pictures | sampling.settings.guidance.scale |"));
+    assert!(rows[6].ends_with("| 5 | 5 | 2.0 |") && rows.len() == 7, "{said}");
+    let page = fs::read_to_string(page).unwrap();
+    assert_eq!(page.matches("<svg class=\"chart\"").count(), 3, "velocity, cosine and the distance");
+
+    refuse("report {} --by nothing", &[a], "no evaluation has a number of that name");
+    refuse("report {}", &[Path::new("none.json")], "cannot read none.json");
+    refuse("report {}", &[&data], "holds no run");
+    fs::write(at("empty.json"), "{}").unwrap();
+    refuse("report {}", &[&at("empty.json")], "holds no figure of an evaluation");
+}
