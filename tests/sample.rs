@@ -115,6 +115,12 @@ fn both_formats_hold_the_same_pixels_and_a_sweep_is_its_single_commands() {
     let text = succeed(&format!("{line} --cfg 1.5,20"), &[&run, &at("sweep")]);
     assert_eq!(text.matches("already").count(), 2, "{text}");
 
+    // Batches of two, once on one device and once on two.
+    for devices in ["cpu", "cpu:2"] {
+        succeed(&format!("{line} --cfg 20 --batch 2 --devices {devices}"), &[&run, &at(devices)]);
+    }
+    assert!(files(&at("cpu")) == files(&at("cpu:2")));
+
     succeed(&format!("{line} --cfg 20 --format npz"), &[&run, &at("npz")]);
     let bytes = fs::read(at("npz/samples.npz")).unwrap();
     let pixels: Vec<u8> = (0..5)

@@ -48,6 +48,7 @@ fn weights_of_sit_and_repa_are_imported_and_sampled() {
     assert_eq!(output.1, [16, 8]);
 
     let sample = "sample --weights {} --out {} --vae tiny --count 3 --steps 2";
+    refuse(&format!("{sample} --share-encoder 2"), &[&weights, &samples], "only a DDT has an encoder of its own");
     succeed(sample, &[&weights, &samples]);
     let record: serde_json::Value =
         serde_json::from_str(&fs::read_to_string(samples.join("samples.json")).unwrap()).unwrap();

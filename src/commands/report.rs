@@ -59,7 +59,16 @@ pub(crate) fn run(args: &ReportArgs) -> Result<Outcome> {
     }
     show::result(&parts.iter().map(Part::markdown).collect::<Vec<_>>().join("\n"));
     if let Some(out) = &args.out {
-        let lead = format!("{} side by side.", args.paths.len());
+        let count = |n: usize, what: &str| match n {
+            0 => None,
+            1 => Some(format!("one {what}")),
+            n => Some(format!("{n} {what}s")),
+        };
+        let counts = [count(runs.len(), "run"), count(records.len(), "evaluation")];
+        let lead = format!(
+            "{}, side by side, with the settings in which they differ. Letters stand for the rows of a table.",
+            counts.into_iter().flatten().collect::<Vec<_>>().join(" and ")
+        );
         let page = page("Comparison", &lead, &parts)?;
         fs::write(out, page).with_context(|| format!("cannot write {}", out.display()))?;
         show::say(&format!("wrote {}", out.display()));
@@ -101,8 +110,8 @@ fn of_runs(paths: &[&PathBuf]) -> Result<Part> {
             let points = metrics.iter().map(|line| (line.step as f64, of(line))).filter(|point| point.1.is_finite());
             Line { name: letter(index), points: points.collect() }
         };
-        let lines: Vec<_> = all_metrics.iter().enumerate().map(line).collect();
-        if lines.iter().any(|line| !line.points.is_empty()) {
+        let lines: Vec<_> = all_metrics.iter().enumerate().map(line).filter(|line| !line.points.is_empty()).collect();
+        if !lines.is_empty() {
             part.chart(title, "step", window(records), &lines);
         }
     }
