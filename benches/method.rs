@@ -98,9 +98,9 @@ fn main() {
     let to_do = jobs
         .into_iter()
         .filter(|(row, seed)| row.name.contains(only) && !done.iter().any(|line| line["key"] == bench.key(row, *seed)));
-    let measure = bench.clone();
+    let measure = Arc::clone(&bench);
     Flow::from(Jobs(to_do.collect::<Vec<_>>().into_iter())) // -> Job
-        .then(move |_| Ok(Measure(measure.clone()))) //           -> Value   what was found
+        .then(move |_| Ok(Measure(Arc::clone(&measure)))) //           -> Value   what was found
         .workers(number("--jobs", 2) as usize)
         .into(Report)
         .run(&Runtime::default())
@@ -213,7 +213,10 @@ impl Bench {
         pipeline(&words);
 
         let (held_out, fit) = (self.data("held-out"), self.data("train"));
+        // Samples are not what the second table is about.
+        let samples = if self.group == "collapse" { "0" } else { "512" };
         let words = ["probe", "--run", &run_dir, "--data", &held_out, "--fit", &fit, "--count", "4096", "--json"];
+        let words = [&words[..], &["--samples", samples]].concat();
         let mut found: Value = serde_json::from_str(&pipeline(&words)).expect("probe prints JSON");
         // The checkpoint's path is that of this machine.
         found.as_object_mut().expect("an object").remove("checkpoint");
