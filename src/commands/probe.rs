@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+mod asked;
+mod found;
+
 use anyhow::{Result, bail};
 use clap::Args;
 use pipeline::{Flow, Runtime};
-use serde::Serialize;
 use shards::Dataset;
 use stages::device::{Device, parse_devices, parse_precision};
 use stages::evaluate::frechet::LatentDistance;
@@ -14,6 +16,7 @@ use stages::load::feed::{Feeder, Scaling};
 use stages::load::{self, LoadConfig};
 use stages::method::sampler::{Diffusion, Guidance, Integrator};
 use stages::probe::collect::{CollectLatents, Latents};
+use stages::probe::layers::{self, LayerFeatures};
 use stages::probe::{linear, velocity};
 use stages::sample::collect::CollectSamples;
 use stages::sample::generate::{Generate, SampleSettings};
@@ -24,6 +27,7 @@ use crate::config::RunConfig;
 use crate::exit::Outcome;
 use crate::show;
 use crate::trained::Trained;
+use found::{Found, LatentFrechet, LayerFound};
 
 /// Measure the averaged weights of a run on held-out data: velocity loss by time, linear probe of the aligned features,
 /// and a Frechet distance between sampled and real latents.
@@ -41,9 +45,13 @@ pub(crate) struct ProbeArgs {
     /// Latents of each dataset that are used, the first in an order of their own
     #[arg(long, value_name = "N", default_value_t = 2048)]
     count: u64,
-    /// Time at which features are taken, 0 is data
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
-    t: f64,
+    /// Blocks whose features are probed, from 1: `all`, or some, as 2,4,6; of a decoupled network the encoder's come first
+    /// [default: the one that is aligned]
+    #[arg(long, value_name = "L,..", value_parser = asked::layers)]
+    layers: Option<asked::Layers>,
+    /// Times at which features are taken, 0 is data
+    #[arg(long, value_name = "T,..", value_delimiter = ',', default_value = "0")]
+    t: Vec<f64>,
     /// Latents to sample for the Frechet distance; 0 leaves it out
     #[arg(long, value_name = "N", default_value_t = 512)]
     samples: u64,
@@ -69,45 +77,19 @@ pub(crate) struct ProbeArgs {
     json: bool,
 }
 
-/// What was found.
-#[derive(Debug, Serialize)]
-struct Found {
-    checkpoint: String,
-    step: u64,
-    /// Held-out latents.
-    count: i64,
-    /// Mean over all t.
-    velocity_loss: f64,
-    /// By tenths of t.
-    velocity_loss_by_t: Vec<f64>,
-    /// Share of held-out latents whose class a linear classifier reads from the conditions, in 0..=1.
-    linear_probe: f64,
-    /// Share of the most frequent class among them.
-    linear_probe_chance: f64,
-    /// Time of its features.
-    linear_probe_t: f64,
-    latent_frechet: Option<LatentFrechet>,
-}
-
-/// No FID.
-#[derive(Debug, Serialize)]
-struct LatentFrechet {
-    #[serde(flatten)]
-    distance: LatentDistance,
-    sampled: u64,
-    steps: usize,
-}
-
 /// Latents that the loader puts together.
 const READ: usize = 16;
 
 pub(crate) fn run(args: &ProbeArgs, runtime: &Runtime) -> Result<Outcome> {
     let (batch, device) = (args.batch.max(1), parse_devices(&args.devices)?[0]);
     let kind = parse_precision(&args.precision, device)?;
-    if !(0.0..=1.0).contains(&args.t) {
-        bail!("--t {} must lie in 0..=1, where 0 is data", args.t);
-    }
+    asked::check_times(&args.t)?;
     let Trained { config, weights, file, step } = Trained::open(&args.run)?;
+    let aligned = config.model.encoder_depth;
+    let blocks = match &args.layers {
+        None => vec![aligned],
+        Some(layers) => layers.of(config.model.depth)?,
+    };
     let network = weights.network(device, kind);
 
     let stopped = || Ok(Outcome::Interrupted("stopped; nothing was measured".to_owned()));
@@ -123,9 +105,16 @@ pub(crate) fn run(args: &ProbeArgs, runtime: &Runtime) -> Result<Outcome> {
         }
     };
     let by_t = velocity::by_time(&network, &held_out, args.seed, batch)?;
-    let features = |data: &Latents| linear::features(&network, data, args.t, args.seed, batch);
     let classes = config.data.latent.classes;
-    let linear_probe = linear::accuracy((&features(&fit)?, &fit.labels), (&features(&test)?, &test.labels), classes);
+    let mut layers = Vec::new();
+    for &t in &args.t {
+        let features = |data: &Latents| layers::features(&network, data, &blocks, t, args.seed, batch);
+        for (train, test_features) in features(&fit)?.iter().zip(features(&test)?) {
+            let LayerFeatures { layer, values, .. } = test_features;
+            let linear_probe = linear::accuracy((&train.values, &fit.labels), (&values, &test.labels), classes);
+            layers.push(LayerFound { layer, t, linear_probe });
+        }
+    }
 
     let latent_frechet = match args.samples {
         0 => None,
@@ -150,14 +139,16 @@ pub(crate) fn run(args: &ProbeArgs, runtime: &Runtime) -> Result<Outcome> {
         count: held_out.len(),
         velocity_loss: by_t.iter().sum::<f64>() / by_t.len() as f64,
         velocity_loss_by_t: by_t,
-        linear_probe,
+        linear_probe: layers.iter().find(|found| found.layer == aligned).map(|found| found.linear_probe),
         linear_probe_chance: test.most_frequent(classes),
-        linear_probe_t: args.t,
+        linear_probe_t: args.t[0],
+        aligned_layer: aligned,
+        layers,
         latent_frechet,
     };
     match args.json {
         true => show::result(&serde_json::to_string(&found)?),
-        false => show::result(&table(&found)),
+        false => show::result(&found.table()),
     }
     Ok(Outcome::Done)
 }
@@ -201,26 +192,4 @@ fn latents(
         bail!("{} has latents {found:?}, and the run was trained on {expected:?}", place.display());
     }
     Ok(Some(latents))
-}
-
-fn table(found: &Found) -> String {
-    let mut lines = vec![
-        format!("step {}, {} held-out latents", found.step, found.count),
-        format!("velocity loss {:.4}; by tenths of t, from data to noise:", found.velocity_loss),
-        format!("  {}", found.velocity_loss_by_t.iter().map(|loss| format!("{loss:.4}")).collect::<Vec<_>>().join(" ")),
-        format!(
-            "linear probe of the conditions at t = {}: {:.1} % (the most frequent class alone {:.1} %)",
-            found.linear_probe_t,
-            100.0 * found.linear_probe,
-            100.0 * found.linear_probe_chance
-        ),
-    ];
-    if let Some(LatentFrechet { distance, sampled, steps }) = &found.latent_frechet {
-        let LatentDistance { samples, real_halves } = distance;
-        lines.push(format!(
-            "Frechet distance of latents (no FID), {sampled} samples of {steps} Euler steps: {samples:.4} (two halves of the \
-             real ones: {real_halves:.4})"
-        ));
-    }
-    lines.join("\n")
 }

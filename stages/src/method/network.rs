@@ -86,8 +86,25 @@ impl Network {
         &self.data
     }
 
+    /// Its sizes.
+    pub fn model(&self) -> &ModelConfig {
+        &self.model
+    }
+
     /// Eq. 4: `x_t` f32 `[N, C, h, w]`, `t` f32 `[N]` in [0, 1] (0 is data), `labels` i64 `[N]` in `0..=classes`.
     pub fn forward(&self, x_t: &Tensor, t: &Tensor, labels: &Tensor) -> Prediction {
+        self.forward_observed(x_t, t, labels, |_, _| ())
+    }
+
+    /// [`Self::forward`], which shows the output of each block to `observe`: `[N, T, D]` in the compute dtype, with its number
+    /// in `1..=depth`, the encoder's blocks before the decoder's. That of block `encoder_depth` is z_t.
+    pub fn forward_observed(
+        &self,
+        x_t: &Tensor,
+        t: &Tensor,
+        labels: &Tensor,
+        mut observe: impl FnMut(i64, &Tensor),
+    ) -> Prediction {
         let x_t = x_t.to_kind(self.kind);
         let t = self.t_embedder.forward(t, self.kind); //                                        [N, 1, D]
         let y = self.label_table.index_select(0, labels).unsqueeze(1); //                        [N, 1, D]
@@ -97,7 +114,12 @@ impl Network {
         // Encoder: z_t. One condition for each image.
         let image_condition = &t + &y;
         let tokens = embed(self.s_embedder.as_ref().unwrap_or(&self.x_embedder));
-        let condition = run(encoder, tokens, &image_condition); //                                [N, T, D]
+        let mut layer = 0;
+        let mut seen = |tokens: &Tensor| {
+            layer += 1;
+            observe(layer, tokens);
+        };
+        let condition = run(encoder, tokens, &image_condition, &mut seen); //                     [N, T, D]
 
         // Decoder: v_t. DDT starts again from the noisy latent, with one condition for each token, and sees the
         // label through z_t only; SiT goes on with its one stream.
@@ -112,7 +134,7 @@ impl Network {
             }
             None => (condition.shallow_clone(), image_condition),
         };
-        let tokens = run(decoder, tokens, &decoder_condition);
+        let tokens = run(decoder, tokens, &decoder_condition, &mut seen);
         let patches = self.final_layer.forward(&tokens, &decoder_condition); //                   [N, T, p p C]
         Prediction { velocity: self.unpatchify(&patches).to_kind(Kind::Float), condition, time: t }
     }
@@ -135,10 +157,15 @@ impl Network {
     }
 }
 
-fn run(blocks: &[Block], tokens: Tensor, condition: &Tensor) -> Tensor {
+/// `seen` is shown the output of each block.
+fn run(blocks: &[Block], tokens: Tensor, condition: &Tensor, mut seen: impl FnMut(&Tensor)) -> Tensor {
     // Every modulation starts with the same SiLU of the same condition.
     let condition = condition.silu();
-    blocks.iter().fold(tokens, |tokens, block| block.forward(&tokens, &condition))
+    blocks.iter().fold(tokens, |tokens, block| {
+        let tokens = block.forward(&tokens, &condition);
+        seen(&tokens);
+        tokens
+    })
 }
 
 #[derive(Debug)]
