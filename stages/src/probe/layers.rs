@@ -72,29 +72,8 @@ pub fn features(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::method::config::{Backbone, LatentShape, ModelConfig};
-    use crate::method::layout::layout;
-    use crate::method::parameters::Parameters;
-
-    const DATA: LatentShape = LatentShape { channels: 2, height: 4, width: 4, classes: 3 };
-
-    /// A network whose blocks all do something, and eleven latents.
-    fn given(backbone: Backbone, run: impl FnOnce(&Network, &Latents)) {
-        let model = ModelConfig { backbone, depth: 3, encoder_depth: 2, hidden: 16, heads: 2, ..ModelConfig::demo() };
-        let parameters = Parameters::init(layout(&model, &DATA), 0, Device::Cpu, Kind::Float).unwrap();
-        no_grad(|| {
-            for (seed, weight) in (0..).zip(parameters.leaves().values()) {
-                let _ =
-                    weight.shallow_clone().g_add_(&(random::normal(&weight.size(), Device::Cpu, seed).unwrap() * 0.1));
-            }
-        });
-        let latents = random::normal(&[11, 2, 4, 4], Device::Cpu, 1).unwrap();
-        let labels = Tensor::ones([11], (Kind::Int64, Device::Cpu));
-        run(
-            &Network::new(&model, &DATA, parameters.leaves()),
-            &Latents { latents, labels, positions: (0..11).collect() },
-        );
-    }
+    use crate::method::config::Backbone;
+    use crate::probe::fixture::network as given;
 
     fn near(a: &Tensor, b: &Tensor) -> bool {
         (a - b).abs().max().double_value(&[]) < 1e-5

@@ -44,17 +44,7 @@ pub fn accuracy(train: (&Tensor, &Tensor), test: (&Tensor, &Tensor), classes: i6
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Device;
-
-    /// Two features that tell three classes apart, at very different scales, and six of noise.
-    fn labelled(seed: i64, n: i64) -> (Tensor, Tensor) {
-        tch::manual_seed(seed);
-        let labels = Tensor::randint(3, [n], (Kind::Int64, Device::Cpu));
-        let centres = Tensor::from_slice(&[0.0f32, 2.0, -2.0, 1.0, -1.0, 0.5]).view([3, 2]);
-        let told = centres.index_select(0, &labels) + Tensor::randn([n, 2], (Kind::Float, Device::Cpu)) * 0.3;
-        let told = told * Tensor::from_slice(&[1e-3f32, 1e3]);
-        (Tensor::cat(&[told, Tensor::randn([n, 6], (Kind::Float, Device::Cpu))], 1), labels)
-    }
+    use crate::probe::fixture::labelled;
 
     #[test]
     fn classes_that_features_tell_apart_are_found_at_any_scale() {
