@@ -1,4 +1,4 @@
-//! Line charts over training steps, as SVG that takes its colours from the page around it.
+//! Line charts, over training steps or another quantity, as SVG that takes its colours from the page around it.
 //!
 //! A line is drawn twice: faint as recorded, and strong as a moving mean. Values that are not finite leave gaps. Ranges
 //! are those of the data, or begin at zero where a height is to be compared; there are no logarithmic axes.
@@ -21,18 +21,18 @@ const INTERVALS: f64 = 5.0;
 /// Labels of line ends are kept this far apart.
 const LABEL_SPACE: f64 = 14.0;
 
-/// One quantity over the steps.
+/// One quantity along the axis.
 #[derive(Debug)]
-pub(super) struct Series<'a> {
+pub(crate) struct Series<'a> {
     /// In the legend.
-    pub(super) name: &'a str,
-    /// One value for each step; what is not finite is not drawn.
-    pub(super) values: Vec<f64>,
+    pub(crate) name: &'a str,
+    /// One value for each place; what is not finite is not drawn.
+    pub(crate) values: Vec<f64>,
 }
 
 /// Where an axis begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Base {
+pub(crate) enum Base {
     Zero,
     Data,
 }
@@ -40,13 +40,14 @@ pub(super) enum Base {
 /// A chart that is laid out: only coordinates and text.
 #[derive(Debug, Template)]
 #[template(path = "chart.svg", config = "src/report/askama.toml")]
-pub(super) struct Chart {
+pub(crate) struct Chart {
     title: String,
     width: f64,
     height: f64,
     plot_left: f64,
     plot_right: f64,
     plot_bottom: f64,
+    x_name: String,
     x_ticks: Vec<Tick>,
     y_ticks: Vec<Tick>,
     curves: Vec<Curve>,
@@ -79,9 +80,24 @@ struct End {
 
 impl Chart {
     /// Lays out `series` over `steps`; values beyond the ends of `steps` are not drawn.
-    pub(super) fn new(title: &str, steps: &[u64], base: Base, series: &[Series<'_>]) -> Self {
-        let x_ticks = ticks(0.0, steps.iter().copied().max().unwrap_or(1).max(1) as f64);
-        let drawn = series.iter().flat_map(|line| &line.values[..steps.len().min(line.values.len())]);
+    pub(crate) fn new(title: &str, steps: &[u64], base: Base, series: &[Series<'_>]) -> Self {
+        let places: Vec<_> = steps.iter().map(|step| *step as f64).collect();
+        Self::over(title, "step", &places, window(steps.len()), base, series)
+    }
+
+    /// Lays out `series` over any `places` that are not negative, on an axis that begins at 0; a strong line is the mean of
+    /// `window` values around each place, and there is no faint one if that is 1.
+    pub(crate) fn over(
+        title: &str,
+        x_name: &str,
+        places: &[f64],
+        window: usize,
+        base: Base,
+        series: &[Series<'_>],
+    ) -> Self {
+        let farthest = places.iter().copied().fold(0.0, f64::max);
+        let x_ticks = ticks(0.0, if farthest > 0.0 { farthest } else { 1.0 });
+        let drawn = series.iter().flat_map(|line| &line.values[..places.len().min(line.values.len())]);
         let (low, high) = drawn
             .copied()
             .filter(drawable)
@@ -96,14 +112,14 @@ impl Chart {
             .iter()
             .map(|line| {
                 let place = |values: &[f64]| -> Vec<Option<(f64, f64)>> {
-                    let points = steps.iter().zip(values);
-                    points.map(|(step, v)| drawable(v).then(|| (x.at(*step as f64), y.at(*v)))).collect()
+                    let points = places.iter().zip(values);
+                    points.map(|(place, v)| drawable(v).then(|| (x.at(*place), y.at(*v)))).collect()
                 };
-                let means = moving_mean(&line.values, window(steps.len()));
+                let means = moving_mean(&line.values, window);
                 let mean = place(&means);
                 let last = mean.iter().zip(&means).rev().find_map(|(point, value)| Some(((*point)?, *value)));
                 let end = last.map(|((x, y), value)| End { x, y, text_y: y, text: number(value) });
-                let raw = if window(steps.len()) > 1 { path(&place(&line.values)) } else { String::new() };
+                let raw = if window > 1 { path(&place(&line.values)) } else { String::new() };
                 let curve = Curve { name: line.name.to_owned(), legend_x: px(legend_x), raw, mean: path(&mean), end };
                 legend_x += 40.0 + 6.2 * line.name.chars().count() as f64;
                 curve
@@ -117,6 +133,7 @@ impl Chart {
             plot_left: LEFT,
             plot_right: WIDTH - RIGHT,
             plot_bottom: HEIGHT - BOTTOM,
+            x_name: x_name.to_owned(),
             x_ticks: x.labelled(&x_ticks),
             y_ticks: y.labelled(&y_ticks),
             curves,

@@ -5,7 +5,7 @@
 //! `page.css`) are compiled in by askama, which escapes every text. What the page says is gathered by its caller;
 //! reading runs and images from disk is not here.
 
-mod chart;
+pub(crate) mod chart;
 mod flow;
 
 use anyhow::{Context, Result};
