@@ -11,6 +11,7 @@ mod layering;
 mod line;
 mod load;
 mod method;
+mod probe;
 mod program;
 mod report;
 mod sample;

@@ -1,4 +1,4 @@
-//! Objectives and backbones through the program, and what a run has learned.
+//! Objectives and backbones through the program.
 
 use std::fs;
 
@@ -54,33 +54,4 @@ fn a_run_whose_every_step_is_skipped_ends_and_says_why() {
     refuse(&line, &[&data, &run], "steps were not finite, and none of them was done");
     let metrics = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     assert!((10..15).contains(&metrics.lines().count()), "{metrics}");
-}
-
-#[test]
-fn a_run_is_probed_on_held_out_data_and_says_what_does_not_fit() {
-    let folder = tempfile::tempdir().unwrap();
-    let (images, data) = (images(folder.path(), 3, 12), folder.path().join("data"));
-    succeed("encode --images {} --out {} --size 64", &[&images, &data]);
-    let run = folder.path().join("run");
-    succeed(&format!("train --data {{}} --run {{}} {SMALL}"), &[&data, &run]);
-    let probe = |words: &str| -> Value {
-        serde_json::from_str(&succeed(&format!("probe --run {{}} --data {{}} --json {words}"), &[&run, &data])).unwrap()
-    };
-    let found = probe("--samples 8 --steps 2");
-    assert_eq!((found["step"].as_u64(), found["count"].as_u64()), (Some(2), Some(32)));
-    let by_t: Vec<f64> =
-        found["velocity_loss_by_t"].as_array().unwrap().iter().map(|loss| loss.as_f64().unwrap()).collect();
-    assert_eq!(by_t.len(), 10);
-    let mean = by_t.iter().sum::<f64>() / 10.0;
-    assert!((found["velocity_loss"].as_f64().unwrap() - mean).abs() < 1e-9 && mean > 0.5, "{found}");
-    let share = found["linear_probe"].as_f64().unwrap();
-    assert!((0.0..=1.0).contains(&share) && found["linear_probe_chance"].as_f64() >= Some(1.0 / 3.0), "{found}");
-    assert!(found["latent_frechet"]["samples"].as_f64() > found["latent_frechet"]["real_halves"].as_f64(), "{found}");
-    assert_eq!(probe("--samples 8 --steps 2"), found, "the same command measures the same");
-    let shown = succeed("probe --run {} --data {} --samples 0 --t 0.5", &[&run, &data]);
-    assert!(shown.contains("linear probe of the conditions at t = 0.5"), "{shown}");
-
-    refuse("probe --run {} --data {} --t 2", &[&run, &data], "--t 2 must lie in 0..=1");
-    refuse("probe --run {} --data {} --count 20", &[&run, &data], "at least 32 are needed");
-    refuse("probe --run {} --data {}", &[&data, &data], "holds no run");
 }

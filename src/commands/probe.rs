@@ -1,32 +1,41 @@
 //! `pipeline probe`: what a run has learned, on data that it was not trained on.
 
+mod asked;
+mod found;
+mod plot;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use clap::Args;
 use pipeline::{Flow, Runtime};
-use serde::Serialize;
 use shards::Dataset;
 use stages::device::{Device, parse_devices, parse_precision};
 use stages::evaluate::frechet::LatentDistance;
 use stages::load::feed::{Feeder, Scaling};
 use stages::load::{self, LoadConfig};
 use stages::method::sampler::{Diffusion, Guidance, Integrator};
+use stages::probe::cknna::Neighbours;
 use stages::probe::collect::{CollectLatents, Latents};
-use stages::probe::{linear, velocity};
+use stages::probe::files::{self, GivenFeatures};
+use stages::probe::sweep::{Split, Sweep};
+use stages::probe::{velocity, views};
 use stages::sample::collect::CollectSamples;
 use stages::sample::generate::{Generate, SampleSettings};
 use stages::sample::request::{Labels, Requests};
+use stages::train::run_dir::RunDir;
 
 use crate::commands::reading::ReadingArgs;
 use crate::config::RunConfig;
 use crate::exit::Outcome;
 use crate::show;
 use crate::trained::Trained;
+use asked::{AlignmentArgs, RecipeArgs};
+use found::{CknnaFound, Found, LatentFrechet, RecipeFound};
 
-/// Measure the averaged weights of a run on held-out data: velocity loss by time, linear probe of the aligned features,
-/// and a Frechet distance between sampled and real latents.
+/// Measure the averaged weights of a run on held-out data: velocity loss by time, linear probe and CKNNA of its layers,
+/// similarity of views, and a Frechet distance between sampled and real latents.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ProbeArgs {
     /// Run directory of `pipeline train`; its newest checkpoint is used
@@ -41,9 +50,26 @@ pub(crate) struct ProbeArgs {
     /// Latents of each dataset that are used, the first in an order of their own
     #[arg(long, value_name = "N", default_value_t = 2048)]
     count: u64,
-    /// Time at which features are taken, 0 is data
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
-    t: f64,
+    /// Blocks whose features are probed, from 1: `all`, or some, as 2,4,6; of a decoupled network the encoder's come first
+    /// [default: the one that is aligned]
+    #[arg(long, value_name = "L,..", value_parser = asked::layers)]
+    layers: Option<asked::Layers>,
+    /// Times at which features are taken, 0 is data
+    #[arg(long, value_name = "T,..", value_delimiter = ',', default_value = "0")]
+    t: Vec<f64>,
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    #[command(flatten)]
+    alignment: AlignmentArgs,
+    /// Write the held-out features of these layers and times to a safetensors file, which --cknna of another run reads
+    #[arg(long, value_name = "F.safetensors")]
+    save_features: Option<PathBuf>,
+    /// Held-out images of which two noisy views are compared; 0 leaves it out
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    views: i64,
+    /// Draw layers and views as a .svg or .html file
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
     /// Latents to sample for the Frechet distance; 0 leaves it out
     #[arg(long, value_name = "N", default_value_t = 512)]
     samples: u64,
@@ -69,63 +95,66 @@ pub(crate) struct ProbeArgs {
     json: bool,
 }
 
-/// What was found.
-#[derive(Debug, Serialize)]
-struct Found {
-    checkpoint: String,
-    step: u64,
-    /// Held-out latents.
-    count: i64,
-    /// Mean over all t.
-    velocity_loss: f64,
-    /// By tenths of t.
-    velocity_loss_by_t: Vec<f64>,
-    /// Share of held-out latents whose class a linear classifier reads from the conditions, in 0..=1.
-    linear_probe: f64,
-    /// Share of the most frequent class among them.
-    linear_probe_chance: f64,
-    /// Time of its features.
-    linear_probe_t: f64,
-    latent_frechet: Option<LatentFrechet>,
-}
-
-/// No FID.
-#[derive(Debug, Serialize)]
-struct LatentFrechet {
-    #[serde(flatten)]
-    distance: LatentDistance,
-    sampled: u64,
-    steps: usize,
-}
-
 /// Latents that the loader puts together.
 const READ: usize = 16;
 
 pub(crate) fn run(args: &ProbeArgs, runtime: &Runtime) -> Result<Outcome> {
     let (batch, device) = (args.batch.max(1), parse_devices(&args.devices)?[0]);
     let kind = parse_precision(&args.precision, device)?;
-    if !(0.0..=1.0).contains(&args.t) {
-        bail!("--t {} must lie in 0..=1, where 0 is data", args.t);
-    }
+    asked::check_times(&args.t)?;
+    args.recipe.check()?;
+    args.plot.as_deref().map(plot::check).transpose()?;
+    args.save_features.as_deref().map(files::free).transpose()?;
     let Trained { config, weights, file, step } = Trained::open(&args.run)?;
+    let aligned = config.model.encoder_depth;
+    let blocks = match &args.layers {
+        None => vec![aligned],
+        Some(layers) => layers.of(config.model.depth)?,
+    };
+    let AlignmentArgs { cknna, cknna_tensor, .. } = &args.alignment;
+    let given = cknna.as_deref().map(|path| GivenFeatures::open(path, cknna_tensor.as_deref())).transpose()?;
     let network = weights.network(device, kind);
 
     let stopped = || Ok(Outcome::Interrupted("stopped; nothing was measured".to_owned()));
-    let Some(held_out) = latents(args, &args.data, &config, device, runtime)? else { return stopped() };
-    let (fit, test) = match &args.fit {
+    let Some((held_out, samples)) = latents(args, &args.data, &config, device, runtime)? else { return stopped() };
+    let fit = match &args.fit {
         Some(place) => {
-            let Some(fit) = latents(args, place, &config, device, runtime)? else { return stopped() };
-            (fit, held_out.narrow(0, held_out.len()))
+            let Some((fit, _)) = latents(args, place, &config, device, runtime)? else { return stopped() };
+            Some(fit)
         }
-        None => {
-            let half = held_out.len() / 2;
-            (held_out.narrow(0, half), held_out.narrow(half, held_out.len() - half))
+        None => None,
+    };
+    let split = Split { held_out, fit };
+    let held_out = &split.held_out;
+    let settings = args.alignment.settings();
+    let other = match &given {
+        Some(given) => {
+            let rows = given.rows(&held_out.positions, samples)?.to_device(device);
+            Some(Neighbours::of(&rows, &settings)?)
+        }
+        None => None,
+    };
+    let by_t = velocity::by_time(&network, held_out, args.seed, batch)?;
+    let classes = config.data.latent.classes;
+    let recipe = args.recipe.of(split.fit_len(), args.seed);
+    let other = other.as_ref().map(|other| (other, &settings));
+    let sweep = Sweep { layers: &blocks, times: &args.t, classes, recipe, other, seed: args.seed, batch };
+    let mut saved = Vec::new();
+    let layers = sweep.run(&network, &split, |features| {
+        if args.save_features.is_some() {
+            saved.push(features);
+        }
+    })?;
+    if let Some(path) = &args.save_features {
+        files::save(path, held_out, &saved)?;
+    }
+    let views = match args.views {
+        ..=0 => None,
+        count => {
+            let compared = held_out.narrow(0, count.min(held_out.len()));
+            Some(views::similarity(&network, &compared, args.seed, batch)?)
         }
     };
-    let by_t = velocity::by_time(&network, &held_out, args.seed, batch)?;
-    let features = |data: &Latents| linear::features(&network, data, args.t, args.seed, batch);
-    let classes = config.data.latent.classes;
-    let linear_probe = linear::accuracy((&features(&fit)?, &fit.labels), (&features(&test)?, &test.labels), classes);
 
     let latent_frechet = match args.samples {
         0 => None,
@@ -145,32 +174,44 @@ pub(crate) fn run(args: &ProbeArgs, runtime: &Runtime) -> Result<Outcome> {
             Some(LatentFrechet { distance, sampled, steps: args.steps })
         }
     };
+    let test = split.test();
     let found = Found {
         checkpoint: file.display().to_string(),
         step,
         count: held_out.len(),
         velocity_loss: by_t.iter().sum::<f64>() / by_t.len() as f64,
         velocity_loss_by_t: by_t,
-        linear_probe,
+        linear_probe: layers.iter().find(|found| found.layer == aligned).map(|found| found.linear_probe),
         linear_probe_chance: test.most_frequent(classes),
-        linear_probe_t: args.t,
+        linear_probe_t: args.t[0],
+        linear_probe_recipe: RecipeFound::of(args.recipe.name(), recipe.as_ref(), split.fit_len(), test.len()),
+        aligned_layer: aligned,
+        layers,
+        cknna: given
+            .zip(cknna.as_ref())
+            .map(|(given, path)| CknnaFound::of(path.display().to_string(), given.name, held_out.len(), &settings)),
+        views,
         latent_frechet,
     };
+    if let Some(path) = &args.plot {
+        plot::write(path, &found, &RunDir::at(&args.run).read_metrics()?)?;
+    }
     match args.json {
         true => show::result(&serde_json::to_string(&found)?),
-        false => show::result(&table(&found)),
+        false => show::result(&found.table()),
     }
     Ok(Outcome::Done)
 }
 
-/// Up to --count latents of a dataset with the shape and classes of the run; `None` if the run was stopped.
+/// Up to --count latents of a dataset with the shape and classes of the run, and how many samples it has; `None` if the run
+/// was stopped.
 fn latents(
     args: &ProbeArgs,
     place: &Path,
     config: &RunConfig,
     device: Device,
     runtime: &Runtime,
-) -> Result<Option<Latents>> {
+) -> Result<Option<(Latents, u64)>> {
     let dataset = Arc::new(Dataset::open(place, args.reading.io())?);
     let manifest = &dataset.manifest;
     if manifest.classes != config.data.class_names {
@@ -201,27 +242,5 @@ fn latents(
     if found != expected {
         bail!("{} has latents {found:?}, and the run was trained on {expected:?}", place.display());
     }
-    Ok(Some(latents))
-}
-
-fn table(found: &Found) -> String {
-    let mut lines = vec![
-        format!("step {}, {} held-out latents", found.step, found.count),
-        format!("velocity loss {:.4}; by tenths of t, from data to noise:", found.velocity_loss),
-        format!("  {}", found.velocity_loss_by_t.iter().map(|loss| format!("{loss:.4}")).collect::<Vec<_>>().join(" ")),
-        format!(
-            "linear probe of the conditions at t = {}: {:.1} % (the most frequent class alone {:.1} %)",
-            found.linear_probe_t,
-            100.0 * found.linear_probe,
-            100.0 * found.linear_probe_chance
-        ),
-    ];
-    if let Some(LatentFrechet { distance, sampled, steps }) = &found.latent_frechet {
-        let LatentDistance { samples, real_halves } = distance;
-        lines.push(format!(
-            "Frechet distance of latents (no FID), {sampled} samples of {steps} Euler steps: {samples:.4} (two halves of the \
-             real ones: {real_halves:.4})"
-        ));
-    }
-    lines.join("\n")
+    Ok(Some((latents, dataset.len() as u64)))
 }

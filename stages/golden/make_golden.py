@@ -21,12 +21,13 @@ from crop import crop
 from evaluation import inception, metrics
 from objective import block, dupa
 from optimiser import adamw
+from probing import probing
 from sampler import sampler
 from samplers import samplers
 from variants import variants
 from weights import checkpoints
 
-CASES = {f.__name__: f for f in (vae, block, dupa, variants, adamw, sampler, samplers, crop, checkpoints, inception, metrics, arrays)}
+CASES = {f.__name__: f for f in (vae, block, dupa, variants, adamw, probing, sampler, samplers, crop, checkpoints, inception, metrics, arrays)}
 
 
 def main(names):

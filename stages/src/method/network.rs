@@ -92,27 +92,44 @@ impl Network {
         &self.data
     }
 
+    /// Its sizes.
+    pub fn model(&self) -> &ModelConfig {
+        &self.model
+    }
+
     /// Eq. 4: `x_t` f32 `[N, C, h, w]`, `t` f32 `[N]` in [0, 1] (0 is data), `labels` i64 `[N]` in `0..=classes`.
     pub fn forward(&self, x_t: &Tensor, t: &Tensor, labels: &Tensor) -> Prediction {
+        self.forward_observed(x_t, t, labels, |_, _| ())
+    }
+
+    /// [`Self::forward`], which shows the output of each block to `observe`: `[N, T, D]` in the compute dtype, with its number
+    /// in `1..=depth`, the encoder's blocks before the decoder's. That of block `encoder_depth` is z_t.
+    pub fn forward_observed(
+        &self,
+        x_t: &Tensor,
+        t: &Tensor,
+        labels: &Tensor,
+        mut observe: impl FnMut(i64, &Tensor),
+    ) -> Prediction {
+        let mut layer = 0;
+        let mut seen = |tokens: &Tensor| {
+            layer += 1;
+            observe(layer, tokens);
+        };
         let (x_t, given) = (x_t.to_kind(self.kind), self.given(t, labels));
-        let condition = self.encode(&x_t, &given);
-        let velocity = self.decode(&x_t, &given, &condition);
+        let condition = self.encode(&x_t, &given, &mut seen);
+        let velocity = self.decode(&x_t, &given, &condition, &mut seen);
         Prediction { velocity, condition, time: given.time }
     }
 
     /// The first half of [`forward`](Self::forward), z_t `[N, T, D]`. Only DDT's decoder can be given that of another time.
     pub fn condition(&self, x_t: &Tensor, t: &Tensor, labels: &Tensor) -> Tensor {
-        self.encode(&x_t.to_kind(self.kind), &self.given(t, labels))
+        self.encode(&x_t.to_kind(self.kind), &self.given(t, labels), &mut |_| ())
     }
 
     /// The second half, v_t f32 `[N, C, h, w]`, from the `condition` of this or of a near time.
     pub fn velocity(&self, x_t: &Tensor, t: &Tensor, labels: &Tensor, condition: &Tensor) -> Tensor {
-        self.decode(&x_t.to_kind(self.kind), &self.given(t, labels), condition)
-    }
-
-    /// Whether the decoder starts again from the noisy latent, so that conditions can be shared between times.
-    pub fn is_decoupled(&self) -> bool {
-        self.s_embedder.is_some()
+        self.decode(&x_t.to_kind(self.kind), &self.given(t, labels), condition, &mut |_| ())
     }
 
     fn given(&self, t: &Tensor, labels: &Tensor) -> Given {
@@ -126,15 +143,15 @@ impl Network {
     }
 
     /// z_t, with one condition for each image.
-    fn encode(&self, x_t: &Tensor, given: &Given) -> Tensor {
+    fn encode(&self, x_t: &Tensor, given: &Given, seen: &mut impl FnMut(&Tensor)) -> Tensor {
         let (encoder, _) = self.blocks.split_at(self.model.encoder_depth as usize);
         let tokens = self.embed(self.s_embedder.as_ref().unwrap_or(&self.x_embedder), x_t);
-        run(encoder, tokens, &given.image)
+        run(encoder, tokens, &given.image, seen)
     }
 
     /// v_t. DDT starts again from the noisy latent, with one condition for each token, and sees the label through z_t only;
     /// SiT goes on with its one stream.
-    fn decode(&self, x_t: &Tensor, given: &Given, condition: &Tensor) -> Tensor {
+    fn decode(&self, x_t: &Tensor, given: &Given, condition: &Tensor, seen: &mut impl FnMut(&Tensor)) -> Tensor {
         let (_, decoder) = self.blocks.split_at(self.model.encoder_depth as usize);
         let (tokens, decoder_condition) = match self.s_embedder {
             Some(_) => {
@@ -147,7 +164,7 @@ impl Network {
             }
             None => (condition.shallow_clone(), given.image.shallow_clone()),
         };
-        let tokens = run(decoder, tokens, &decoder_condition);
+        let tokens = run(decoder, tokens, &decoder_condition, seen);
         let patches = self.final_layer.forward(&tokens, &decoder_condition); //                   [N, T, p p C]
         self.unpatchify(&patches).to_kind(Kind::Float)
     }
@@ -170,10 +187,15 @@ impl Network {
     }
 }
 
-fn run(blocks: &[Block], tokens: Tensor, condition: &Tensor) -> Tensor {
+/// `seen` is shown the output of each block.
+fn run(blocks: &[Block], tokens: Tensor, condition: &Tensor, mut seen: impl FnMut(&Tensor)) -> Tensor {
     // Every modulation starts with the same SiLU of the same condition.
     let condition = condition.silu();
-    blocks.iter().fold(tokens, |tokens, block| block.forward(&tokens, &condition))
+    blocks.iter().fold(tokens, |tokens, block| {
+        let tokens = block.forward(&tokens, &condition);
+        seen(&tokens);
+        tokens
+    })
 }
 
 #[derive(Debug)]

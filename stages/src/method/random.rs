@@ -35,6 +35,10 @@ pub enum Purpose {
     ProbeTime = 10,
     /// Noise of held-out latents.
     ProbeNoise = 11,
+    /// Order of the samples that a linear probe is trained on; the step is the epoch.
+    ProbeOrder = 12,
+    /// First weights of a linear probe.
+    ProbeWeights = 13,
 }
 
 /// The seed of one draw: xxh3-64 of the three numbers as little-endian bytes.

@@ -1,43 +1,15 @@
 //! A linear classifier on the network's features: how much of the class can be read from them.
 //!
-//! Features are the conditions z_t of latents at time t without a label (the null class), averaged over tokens. They are
-//! standardised as a parameter-free BatchNorm would, and softmax regression with a small L2 term is fitted to the end: it is
-//! convex, so that no schedule decides the result.
+//! Features are standardised as a parameter-free BatchNorm would, and softmax regression with a small L2 term is fitted to
+//! the end: it is convex, so that no schedule decides the result.
 
 use tch::{Kind, Tensor, no_grad};
-
-use super::collect::Latents;
-use crate::method::network::Network;
-use crate::method::path;
-use crate::method::random::{self, Purpose, seed_of};
-use crate::native::NativeError;
 
 /// Weight of the squared norm of the classifier's weights.
 const L2: f64 = 1e-4;
 /// Steps of Adam, with the rate falling to 0 as a cosine; many times what it takes.
 const STEPS: i64 = 1000;
 const RATE: f64 = 0.05;
-
-/// f32 `[N, D]`: the conditions of `data` at time `t` in [0, 1], averaged over tokens. Above 0 noise is added, drawn from
-/// `seed`.
-pub fn features(network: &Network, data: &Latents, t: f64, seed: u64, batch: i64) -> Result<Tensor, NativeError> {
-    let device = data.latents.device();
-    no_grad(|| {
-        let noise_seed = seed_of(seed, (t * 1e6) as u64, Purpose::ProbeNoise);
-        let noise = random::normal(&data.latents.size(), tch::Device::Cpu, noise_seed)?.to_device(device);
-        let mut all = Vec::new();
-        for start in (0..data.len()).step_by(batch.max(1) as usize) {
-            let len = batch.min(data.len() - start);
-            let part = |x: &Tensor| x.narrow(0, start, len);
-            let times = Tensor::full([len], t, (Kind::Float, device));
-            let x_t = path::interpolate(&part(&data.latents), &part(&noise), &times);
-            let null = Tensor::full([len], network.null_class(), (Kind::Int64, device));
-            let condition = network.forward(&x_t, &times, &null).condition;
-            all.push(condition.to_kind(Kind::Float).mean_dim([1i64].as_slice(), false, Kind::Float));
-        }
-        Ok(Tensor::cat(&all, 0))
-    })
-}
 
 /// Share of `test` that a classifier fitted to `train` gets right, in 0..=1. Each is features f32 `[N, D]` and labels i64
 /// `[N]` below `classes`.
@@ -72,17 +44,7 @@ pub fn accuracy(train: (&Tensor, &Tensor), test: (&Tensor, &Tensor), classes: i6
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Device;
-
-    /// Two features that tell three classes apart, at very different scales, and six of noise.
-    fn labelled(seed: i64, n: i64) -> (Tensor, Tensor) {
-        tch::manual_seed(seed);
-        let labels = Tensor::randint(3, [n], (Kind::Int64, Device::Cpu));
-        let centres = Tensor::from_slice(&[0.0f32, 2.0, -2.0, 1.0, -1.0, 0.5]).view([3, 2]);
-        let told = centres.index_select(0, &labels) + Tensor::randn([n, 2], (Kind::Float, Device::Cpu)) * 0.3;
-        let told = told * Tensor::from_slice(&[1e-3f32, 1e3]);
-        (Tensor::cat(&[told, Tensor::randn([n, 6], (Kind::Float, Device::Cpu))], 1), labels)
-    }
+    use crate::probe::fixture::labelled;
 
     #[test]
     fn classes_that_features_tell_apart_are_found_at_any_scale() {

@@ -54,7 +54,8 @@ mod tests {
         let parameters = Parameters::init(layout(&model, &data), 0, Device::Cpu, Kind::Float).unwrap();
         let network = Network::new(&model, &data, parameters.leaves());
         let latents = random::normal(&[37, 2, 4, 4], Device::Cpu, 1).unwrap() * 0.5;
-        let latents = Latents { latents, labels: Tensor::zeros([37], (Kind::Int64, Device::Cpu)) };
+        let latents =
+            Latents { latents, labels: Tensor::zeros([37], (Kind::Int64, Device::Cpu)), positions: (0..37).collect() };
         let losses = by_time(&network, &latents, 3, 8).unwrap();
         assert_eq!(losses.len(), 10);
         // E (eps - x)^2 = 1 + 1/4.
