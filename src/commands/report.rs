@@ -103,9 +103,8 @@ fn of_runs(paths: &[&PathBuf]) -> Result<Part> {
         n => format!(" Losses, cosine and speed are means over the last {n} records or fewer."),
     };
     let mut part = Part::new("Runs", &entries, vec![format!("Velocity loss: Eq. 7, on training images.{mean}")]);
-    let curves: [(&str, fn(&Metrics) -> f64); 2] =
-        [("Velocity loss", |line| line.velocity_loss), ("Cosine of the projected views", view_cosine)];
-    for (title, of) in curves {
+    let velocity: fn(&Metrics) -> f64 = |line| line.velocity_loss;
+    for (title, of) in [("Velocity loss", velocity), ("Cosine of the projected views", view_cosine)] {
         let line = |(index, metrics): (usize, &Vec<Metrics>)| {
             let points = metrics.iter().map(|line| (line.step as f64, of(line))).filter(|point| point.1.is_finite());
             Line { name: letter(index), points: points.collect() }

@@ -30,8 +30,8 @@ pub(crate) struct Input {
 /// What can be measured.
 pub(crate) enum Content {
     Folder(ImageList),
-    Npz(NpzPictures),
-    Features(StoredFeatures),
+    Npz(Box<NpzPictures>),
+    Features(Box<StoredFeatures>),
     /// Statistics alone.
     Nothing,
 }
@@ -56,9 +56,9 @@ impl Input {
         let npz = Npz::open(path)?;
         let stored = Stored::read(&npz)?;
         let content = match () {
-            () if StoredFeatures::are_in(&npz) => Content::Features(StoredFeatures::open(&npz)?),
+            () if StoredFeatures::are_in(&npz) => Content::Features(Box::new(StoredFeatures::open(&npz)?)),
             () if !npz.has("arr_0") && stored.has_statistics() => Content::Nothing,
-            () => Content::Npz(NpzPictures::open(&npz, batch)?),
+            () => Content::Npz(Box::new(NpzPictures::open(&npz, batch)?)),
         };
         Ok(Self { what, path: path_buf, content, stored: Some(stored), identity: npz.identity(), crop })
     }
@@ -105,7 +105,7 @@ impl Input {
                     None => decoded.regroup(gather).depth(1),
                 }
             }
-            Content::Npz(pictures) => Flow::from(pictures).depth(1),
+            Content::Npz(pictures) => Flow::from(*pictures).depth(1),
             Content::Features(_) | Content::Nothing => {
                 bail!("{}: holds no pictures; give a folder of them, or an .npz file with arr_0", self.path.display())
             }

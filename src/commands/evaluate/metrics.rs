@@ -230,7 +230,7 @@ impl Network {
                 let statistics = CollectFeatures::nothing();
                 return Ok(Some(Measured { statistics, stored, identity }));
             }
-            Content::Features(features) => Flow::from(features).into(sink).run(runtime)?, // FeatureBatch
+            Content::Features(features) => Flow::from(*features).into(sink).run(runtime)?, // FeatureBatch
             Content::Folder(_) | Content::Npz(_) => {
                 let network = ExtractFeatures::on(self.path.clone(), self.devices.clone());
                 let mut progress = Progress::new("features", count);
