@@ -5,7 +5,7 @@ use pipeline::Runtime;
 use serde::Serialize;
 use serde_json::Value;
 use stages::device::{Device, Kind, parse_devices};
-use stages::evaluate::frechet::LatentDistance;
+use stages::evaluate::frechet::{LatentDistance, alternating};
 use stages::evaluate::latent_features::{CollectLatentFeatures, EncodePictures};
 use stages::nets::autoencoder::VaeChoice;
 
@@ -19,7 +19,7 @@ use crate::show::Progress;
 #[derive(Debug, Serialize)]
 struct LatentMetrics {
     latent_frechet: f64,
-    /// Of two halves of the reference, in its order: what real images give at half their number.
+    /// Of two halves of the reference, every other picture: what real images give at half their number.
     latent_frechet_of_reference_halves: f64,
     /// Number of samples.
     count: i64,
@@ -70,7 +70,8 @@ pub(super) fn run(args: &EvaluateArgs, runtime: &Runtime) -> Result<Outcome> {
     let stopped = || Ok(Outcome::Interrupted("stopped; evaluation leaves nothing behind, run it again".to_owned()));
     let Some(samples) = features(samples)? else { return stopped() };
     let Some(reference) = features(reference)? else { return stopped() };
-    let LatentDistance { samples: distance, real_halves } = LatentDistance::of_features(&samples, &reference);
+    let LatentDistance { samples: distance, real_halves } =
+        LatentDistance::of_features(&samples, &alternating(&reference));
     let found = LatentMetrics {
         latent_frechet: distance,
         latent_frechet_of_reference_halves: real_halves,

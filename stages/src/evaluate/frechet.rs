@@ -85,6 +85,13 @@ impl LatentDistance {
     }
 }
 
+/// Rows 0, 2, .. and then 1, 3, ..: the two halves of what is sorted by class are then alike.
+pub fn alternating(features: &Tensor) -> Tensor {
+    let n = features.size()[0];
+    let rows: Vec<i64> = (0..n).step_by(2).chain((1..n).step_by(2)).collect();
+    features.index_select(0, &Tensor::from_slice(&rows).to_device(features.device()))
+}
+
 /// Side of averaged latents.
 const POOLED: i64 = 4;
 
@@ -124,6 +131,12 @@ mod tests {
     fn fewer_samples_than_features_are_no_trouble() {
         let few = Gaussian::of(&features(3, 1.0, 0.0));
         assert!(few.distance(&Gaussian::of(&features(40, 1.0, 0.0))).is_finite());
+    }
+
+    #[test]
+    fn halves_of_sorted_rows_alternate() {
+        let rows = alternating(&Tensor::arange(5, (Kind::Float, Device::Cpu)).view([5, 1]));
+        assert_eq!(Vec::<f32>::try_from(rows.view(-1)).unwrap(), [0.0, 2.0, 4.0, 1.0, 3.0]);
     }
 
     #[test]
