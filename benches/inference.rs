@@ -34,7 +34,7 @@ fn main() {
         let row = STEPS.map(|steps| {
             let found = sampled(&out, model, steps, 1, count);
             halves = found.halves;
-            format!("{:.1}", found.distance)
+            format!("{:.2}", found.distance)
         });
         println!("| {model} | {} |", row.join(" | "));
     }
@@ -46,7 +46,7 @@ fn main() {
         let found = SHARED.map(|every| sampled(&out, model, SHARED_STEPS, every, count));
         println!(
             "| {model}, distance | {} |",
-            found.each_ref().map(|found| format!("{:.1}", found.distance)).join(" | ")
+            found.each_ref().map(|found| format!("{:.2}", found.distance)).join(" | ")
         );
         println!(
             "| {model}, seconds | {} |",

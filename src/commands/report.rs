@@ -46,7 +46,8 @@ const COUNTS: [&str; 2] = ["samples", "reference pictures"];
 /// What an evaluation is compared along, if it is not said.
 const ALONG: [&str; 3] = ["sampling.settings.guidance.scale", "sampling.settings.steps", "sampling.step"];
 /// Numbers are comparable only where these are the same.
-const MUST_AGREE: [&str; 6] = ["inception", "reference", "distances", "vae_xxh3", "neighbours", "is_parts"];
+const MUST_AGREE: [&str; 7] =
+    ["inception", "reference", "reference_statistics_stored", "distances", "vae_xxh3", "neighbours", "is_parts"];
 
 pub(crate) fn run(args: &ReportArgs) -> Result<Outcome> {
     let (runs, records): (Vec<_>, Vec<_>) = args.paths.iter().partition(|path| path.is_dir());
@@ -97,7 +98,7 @@ fn of_runs(paths: &[&PathBuf]) -> Result<Part> {
         entries.push(Entry { name: name(path), figures, settings: flat(&serde_json::to_value(&config)?) });
         all_metrics.push(metrics);
     }
-    let records = all_metrics.iter().map(Vec::len).min().unwrap_or_default();
+    let records = all_metrics.iter().map(Vec::len).max().unwrap_or_default();
     let mean = match window(records) {
         1 => String::new(),
         n => format!(" Losses, cosine and speed are means over the last {n} records or fewer."),
@@ -125,6 +126,11 @@ fn of_records(paths: &[&PathBuf], by: Option<&str>) -> Result<Part> {
     let entries = paths.iter().map(|path| record(path)).collect::<Result<Vec<_>>>()?;
     let differing = differing(&entries);
     let apart: Vec<_> = MUST_AGREE.into_iter().filter(|key| differing.iter().any(|other| other == key)).collect();
+    let mut apart = apart;
+    apart.extend(COUNTS.into_iter().filter(|count| {
+        let of = |entry: &Entry| entry.figures.iter().find(|(name, _)| name == count).map(|(_, value)| value.to_bits());
+        entries.iter().any(|entry| of(entry) != of(&entries[0]))
+    }));
     let mut notes = Vec::new();
     if !apart.is_empty() {
         notes.push(format!("Not comparable: they differ in {}.", apart.join(", ")));
@@ -142,11 +148,17 @@ fn of_records(paths: &[&PathBuf], by: Option<&str>) -> Result<Part> {
     let mut part = Part::new("Evaluations", &entries, notes);
     let Some(by) = by else { return Ok(part) };
     // What tells lines apart: every other setting in which the evaluations differ, but for names of files.
-    let others: Vec<_> = differing.iter().filter(|key| **key != by && !is_name(key)).collect();
+    // Along the steps of a training the weights differ at every point.
+    let weights_alike = |key: &str| by != "sampling.step" || key != "sampling.weights_xxh3";
+    let others: Vec<_> =
+        differing.iter().filter(|key| **key != by && !is_name(key) && weights_alike(key.as_str())).collect();
     let mut lines: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     for (index, entry) in entries.iter().enumerate() {
+        // What tells runs apart then is the folder of their checkpoints.
+        let checkpoint = entry.settings.get("sampling.checkpoint").and_then(Value::as_str).unwrap_or_default();
+        let run = if by == "sampling.step" { Path::new(checkpoint).parent() } else { None };
         let key = others.iter().map(|key| format!("{:?}", entry.settings.get(*key))).collect::<Vec<_>>().join(", ");
-        lines.entry(key).or_default().push(index);
+        lines.entry(format!("{run:?} {key}")).or_default().push(index);
     }
     for (column, (name, _)) in entries[0].figures.iter().enumerate() {
         let of_group = |group: &Vec<usize>| {

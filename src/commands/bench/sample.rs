@@ -10,7 +10,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use stages::device::{parse_devices, parse_precision, training_arithmetic};
 use stages::load::synthetic::Synthetic;
-use stages::method::config::LatentShape;
+use stages::method::config::{Backbone, LatentShape};
 use stages::method::sampler::{Diffusion, Guidance, Integrator};
 use stages::sample::generate::SampleSettings;
 use stages::sample::trial::Trial;
@@ -68,6 +68,9 @@ pub(crate) fn run(args: &BenchSampleArgs) -> Result<Outcome> {
     let data = LatentShape { channels, height, width, classes: Synthetic::IMAGENET.classes.into() };
     if let Some(problem) = config.problem(&data) {
         bail!(problem);
+    }
+    if args.share_encoder > 1 && config.model.backbone != Backbone::Ddt {
+        bail!("--share-encoder {}: only a DDT has an encoder of its own", args.share_encoder);
     }
     let device = match parse_devices(&args.devices)?[..] {
         [device] => device,

@@ -43,6 +43,9 @@ pub(super) fn run(args: &EvaluateArgs, runtime: &Runtime) -> Result<Outcome> {
         .map(|(what, path, crop)| Input::open(what, path, metrics.batch, crop));
     let (samples, reference) = (samples?, reference?);
     for input in [&samples, &reference] {
+        if input.size()?.is_none() {
+            bail!("{}: holds no pictures; give a folder of them, or an .npz file with arr_0", input.path.display());
+        }
         if input.count() < LEAST {
             bail!("{}: holds {} pictures, and {LEAST} at least are needed", input.path.display(), input.count());
         }

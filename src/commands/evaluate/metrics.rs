@@ -130,21 +130,23 @@ pub(super) fn run(args: &EvaluateArgs, inception: &Path, runtime: &Runtime) -> R
     }
     same_size(&samples, &reference)?;
     let network = Network::open(inception, &metrics.devices, metrics.batch)?;
-    if let Some(made_with) = reference.stored.as_ref().and_then(|stored| stored.made_with.as_ref())
-        && *made_with != format!("{:016x}", network.weights)
-    {
-        bail!(
-            "{}: its statistics were made with other Inception weights ({made_with}) than {} ({:016x})",
-            reference.path.display(),
-            inception.display(),
-            network.weights
-        );
+    for input in [&samples, &reference] {
+        if let Some(made_with) = input.stored.as_ref().and_then(|stored| stored.made_with.as_ref())
+            && *made_with != format!("{:016x}", network.weights)
+        {
+            bail!(
+                "{}: it was made with other Inception weights ({made_with}) than {} ({:016x})",
+                input.path.display(),
+                inception.display(),
+                network.weights
+            );
+        }
     }
 
     let stopped = || Ok(Outcome::Interrupted("stopped; evaluation leaves nothing behind, run it again".to_owned()));
     let Some(samples) = network.measure(samples, metrics.save_features.is_some(), runtime)? else { return stopped() };
     if let Some(path) = &metrics.save_features {
-        stored_features::save(path, &samples.statistics)?;
+        stored_features::save(path, &samples.statistics, network.weights)?;
     }
     let Some(reference) = network.measure(reference, false, runtime)? else { return stopped() };
 
@@ -166,10 +168,11 @@ pub(super) fn run(args: &EvaluateArgs, inception: &Path, runtime: &Runtime) -> R
 /// Prints what was found, for a person or as JSON, and keeps it where --record says.
 pub(super) fn tell(args: &EvaluateArgs, found: &impl Serialize, lines: &str) -> Result<()> {
     let json = serde_json::to_string(found)?;
+    // First what cannot fail.
+    show::result(if args.json { &json } else { lines });
     if let Some(path) = &args.metrics.record {
         fs::write(path, &json).with_context(|| format!("cannot write {}", path.display()))?;
     }
-    show::result(if args.json { &json } else { lines });
     Ok(())
 }
 
@@ -275,8 +278,8 @@ fn lines(metrics: &Metrics) -> String {
     format!(
         "{count} samples against {of}\nFID        {}\nsFID       {}\nIS         {}\nprecision  {}\nrecall     {}\n",
         number(fid, "unavailable: the reference has no mu and sigma, and fewer than two pictures"),
-        number(sfid, "unavailable: the reference has no mu_s and sigma_s"),
-        number(is, "unavailable: there are no samples"),
+        number(sfid, "unavailable: the samples or the reference have no spatial features, mu_s and sigma_s"),
+        number(is, "unavailable: the samples' features have no logits"),
         number(precision, "unavailable: that needs four samples and four reference pictures"),
         number(recall, "unavailable: that needs four samples and four reference pictures"),
     )

@@ -12,6 +12,16 @@ use super::frechet::pooled_latents;
 use super::pictures::PictureBatch;
 use crate::nets::autoencoder::{AutoencoderKl, VaeChoice};
 
+/// The autoencoder gave a value that is not finite.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "a latent of the pictures {first} to {last} (counted from 0) is not finite; the autoencoder's weights are damaged"
+)]
+pub struct NotFinite {
+    first: u64,
+    last: u64,
+}
+
 /// Stage: the modes of the posteriors, scaled as a network sees them and averaged to 4 x 4; f32 `[B, 16 C]` on the host.
 #[derive(Debug)]
 pub struct EncodePictures {
@@ -33,14 +43,18 @@ impl Stage for EncodePictures {
     type Out = Tensor;
 
     fn process(&mut self, pictures: PictureBatch) -> Result<Tensor, BoxError> {
-        let PictureBatch { count, height, width, values, .. } = pictures;
+        let PictureBatch { first, count, height, width, values } = pictures;
         let shape = [count, height, width, 3].map(|side| side as i64);
         no_grad(|| {
             let pixels = Tensor::f_from_slice(&values)?.f_view(shape)?.f_permute([0, 3, 1, 2])?;
             let pixels = pixels.f_to_device(self.vae.device())?.f_to_kind(Kind::Float)? / 127.5 - 1.0;
             let (mean, _) = self.vae.encode_moments(&pixels)?;
             let latents = (mean - self.vae.shift_factor()) * self.vae.scaling_factor();
-            Ok(pooled_latents(&latents).to_device(Device::Cpu))
+            let features = pooled_latents(&latents).to_device(Device::Cpu);
+            match features.isfinite().all().int64_value(&[]) {
+                0 => Err(NotFinite { first, last: first + count as u64 - 1 }.into()),
+                _ => Ok(features),
+            }
         })
     }
 }

@@ -16,7 +16,7 @@ use super::pictures::PictureBatch;
 use crate::exchange::npz::{Npz, NpzError, NpzFile};
 use crate::nets::inception::{POOL, SPATIAL};
 
-const MADE_WITH: &str = "made_with";
+pub(super) const MADE_WITH: &str = "made_with";
 /// Of a hash of 64 bits.
 const DIGITS: usize = 16;
 

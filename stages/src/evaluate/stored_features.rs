@@ -7,6 +7,7 @@ use pipeline::{BoxError, Source, Stop};
 use tch::{Kind, Tensor};
 
 use super::features::{FeatureBatch, Statistics};
+use super::reference::MADE_WITH;
 use crate::exchange::npz::{Npz, NpzArray, NpzError, NpzFile};
 use crate::nets::inception::{CLASSES, POOL, SPATIAL};
 
@@ -102,12 +103,16 @@ impl Source for StoredFeatures {
     }
 }
 
-/// Writes the features of a set whose sink kept them ([`keeping`](super::features::CollectFeatures::keeping)), as f4.
+/// Writes the features of a set whose sink kept them ([`keeping`](super::features::CollectFeatures::keeping)), as f4, and the
+/// xxh3 of the `inception` weights that made them.
 ///
 /// # Errors
 /// [`NpzError::Write`].
-pub fn save(path: &Path, statistics: &Statistics) -> Result<(), NpzError> {
+pub fn save(path: &Path, statistics: &Statistics, inception: u64) -> Result<(), NpzError> {
     let mut file = NpzFile::create(path)?;
+    let made_with = format!("{inception:016x}");
+    file.array(MADE_WITH, "|u1", &[made_with.len() as u64])?;
+    file.append(made_with.as_bytes())?;
     let (spatial, logits) = statistics.kept.as_ref().map(|(spatial, logits)| (spatial, logits)).unzip();
     let arrays = [Some(&statistics.features), spatial, logits];
     for ((name, width), tensor) in [POOLED].into_iter().chain(OTHERS).zip(arrays) {
@@ -132,6 +137,7 @@ mod tests {
 
     use super::*;
     use crate::evaluate::features::CollectFeatures;
+    use crate::evaluate::reference::Stored;
 
     fn collected(path: &Path) -> Result<Statistics, String> {
         let source = StoredFeatures::open(&Npz::open(path).map_err(|error| error.to_string())?);
@@ -151,7 +157,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("features.npz");
         let saved = drawn(300);
-        save(&path, &saved).unwrap();
+        save(&path, &saved, 7).unwrap();
+        let stored = Stored::read(&Npz::open(&path).unwrap()).unwrap();
+        assert_eq!(stored.made_with.as_deref(), Some("0000000000000007"));
         let found = collected(&path).unwrap();
         assert_eq!((found.count, found.features.equal(&saved.features)), (300, true));
         let ((spatial, logits), kept) = (saved.kept.unwrap(), found.kept.unwrap());
