@@ -42,7 +42,10 @@ pub(crate) struct MakeRefArgs {
 pub(crate) fn run(args: &MakeRefArgs, runtime: &Runtime) -> Result<Outcome> {
     let open = || Input::open("pictures", &args.images, args.batch, args.crop);
     let input = open()?;
-    if input.size()?.is_none() || input.count() < 2 {
+    if input.size()?.is_none() {
+        bail!("{}: holds no pictures; give a folder of them, or an .npz file with arr_0", args.images.display());
+    }
+    if input.count() < 2 {
         bail!("{}: two pictures at least are needed for statistics", args.images.display());
     }
     if args.out.exists() {

@@ -193,12 +193,13 @@ pub(crate) fn run(args: &ProbeArgs, runtime: &Runtime) -> Result<Outcome> {
         views,
         latent_frechet,
     };
-    if let Some(path) = &args.plot {
-        plot::write(path, &found, &RunDir::at(&args.run).read_metrics()?)?;
-    }
     match args.json {
         true => show::result(&serde_json::to_string(&found)?),
         false => show::result(&found.table()),
+    }
+    // Behind the numbers, which a path that cannot be written must not cost.
+    if let Some(path) = &args.plot {
+        plot::write(path, &found, &RunDir::at(&args.run).read_metrics()?)?;
     }
     Ok(Outcome::Done)
 }

@@ -125,12 +125,12 @@ fn view_cosine(line: &Metrics) -> f64 {
 fn of_records(paths: &[&PathBuf], by: Option<&str>) -> Result<Part> {
     let entries = paths.iter().map(|path| record(path)).collect::<Result<Vec<_>>>()?;
     let differing = differing(&entries);
-    let apart: Vec<_> = MUST_AGREE.into_iter().filter(|key| differing.iter().any(|other| other == key)).collect();
-    let mut apart = apart;
-    apart.extend(COUNTS.into_iter().filter(|count| {
+    let count_differs = |count: &&str| {
         let of = |entry: &Entry| entry.figures.iter().find(|(name, _)| name == count).map(|(_, value)| value.to_bits());
         entries.iter().any(|entry| of(entry) != of(&entries[0]))
-    }));
+    };
+    let settings = MUST_AGREE.into_iter().filter(|key| differing.iter().any(|other| other == key));
+    let apart: Vec<_> = settings.chain(COUNTS.into_iter().filter(count_differs)).collect();
     let mut notes = Vec::new();
     if !apart.is_empty() {
         notes.push(format!("Not comparable: they differ in {}.", apart.join(", ")));

@@ -84,8 +84,8 @@ pub struct Statistics {
     pub score: Option<(f64, usize)>,
     /// All of `pool`, f32 `[N, 2048]`.
     pub features: Tensor,
-    /// All of `spatial` and of `logits`, for a sink that was told to keep them.
-    pub kept: Option<(Tensor, Tensor)>,
+    /// All of `spatial`, f32 `[N, 2023]`, and of `logits`, `[N, 1008]`, where there are any and the sink was told to keep them.
+    pub kept: [Option<Tensor>; 2],
 }
 
 /// Sink: adds up, and keeps the pooled features for precision and recall, 8 kB a picture; if told so all of them, 20 kB.
@@ -109,7 +109,7 @@ impl CollectFeatures {
     /// What no pictures give.
     pub fn nothing() -> Statistics {
         let features = Tensor::zeros([0, POOL], (Kind::Float, Device::Cpu));
-        Statistics { count: 0, pool: None, spatial: None, score: None, features, kept: None }
+        Statistics { count: 0, pool: None, spatial: None, score: None, features, kept: [None, None] }
     }
 }
 
@@ -159,12 +159,7 @@ impl Sink for CollectFeatures {
             spatial: self.spatial.finish(),
             score: self.score.finish(),
             features: Tensor::cat(&self.features, 0),
-            kept: match &self.kept {
-                [spatial, logits] if !spatial.is_empty() && !logits.is_empty() => {
-                    Some((Tensor::cat(spatial, 0), Tensor::cat(logits, 0)))
-                }
-                _ => None,
-            },
+            kept: self.kept.map(|parts| (!parts.is_empty()).then(|| Tensor::cat(&parts, 0))),
         })
     }
 }

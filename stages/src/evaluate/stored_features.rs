@@ -113,7 +113,7 @@ pub fn save(path: &Path, statistics: &Statistics, inception: u64) -> Result<(), 
     let made_with = format!("{inception:016x}");
     file.array(MADE_WITH, "|u1", &[made_with.len() as u64])?;
     file.append(made_with.as_bytes())?;
-    let (spatial, logits) = statistics.kept.as_ref().map(|(spatial, logits)| (spatial, logits)).unzip();
+    let [spatial, logits] = statistics.kept.each_ref().map(Option::as_ref);
     let arrays = [Some(&statistics.features), spatial, logits];
     for ((name, width), tensor) in [POOLED].into_iter().chain(OTHERS).zip(arrays) {
         let Some(tensor) = tensor else { continue };
@@ -148,7 +148,7 @@ mod tests {
     fn drawn(n: i64) -> Statistics {
         tch::manual_seed(5);
         let features = |width| Tensor::rand([n, width], (Kind::Float, Device::Cpu));
-        let kept = Some((features(SPATIAL), features(CLASSES)));
+        let kept = [SPATIAL, CLASSES].map(|width| Some(features(width)));
         Statistics { features: features(POOL), kept, ..CollectFeatures::nothing() }
     }
 
@@ -162,8 +162,14 @@ mod tests {
         assert_eq!(stored.made_with.as_deref(), Some("0000000000000007"));
         let found = collected(&path).unwrap();
         assert_eq!((found.count, found.features.equal(&saved.features)), (300, true));
-        let ((spatial, logits), kept) = (saved.kept.unwrap(), found.kept.unwrap());
-        assert!(kept.0.equal(&spatial) && kept.1.equal(&logits));
+        for (found, saved) in found.kept.iter().zip(&saved.kept) {
+            assert!(found.as_ref().unwrap().equal(saved.as_ref().unwrap()));
+        }
+        // One without the other.
+        let [_, logits] = saved.kept;
+        save(&path, &Statistics { kept: [None, logits], ..saved }, 7).unwrap();
+        let alone = collected(&path).unwrap();
+        assert!(alone.kept[0].is_none() && alone.kept[1].is_some() && alone.spatial.is_none());
         assert!(found.pool.is_some() && found.spatial.is_some() && found.score.is_some());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
