@@ -97,6 +97,20 @@ fn the_method_does_no_input_or_output() {
     }
 }
 
+/// libtorch's own generator is one for the process: what tests draw from it changes with the tests that run beside them, and
+/// what training draws could not be resumed.
+#[test]
+fn random_values_come_from_seeds_alone() {
+    for folder in ["stages/src", "src", "tests", "benches"] {
+        for (path, text) in sources(folder) {
+            for way in ["manual_seed", "::randn(", "::rand(", "::randint(", "::randperm(", "multinomial("] {
+                let drawn = text.lines().any(|line| line.contains(way) && !line.contains(&format!("\"{way}\"")));
+                assert!(!drawn, "{} draws with {way}", name(&path));
+            }
+        }
+    }
+}
+
 #[test]
 fn links_of_the_documents_lead_somewhere() {
     for document in ["README.md", "ARCHITECTURE.md"] {

@@ -103,10 +103,10 @@ pub(super) fn pooled_latents(latents: &Tensor) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::method::random;
 
     fn features(n: i64, scale: f64, shift: f64) -> Tensor {
-        tch::manual_seed(7);
-        Tensor::randn([n, 4], (Kind::Double, Device::Cpu)) * scale + shift
+        random::normal(&[n, 4], Device::Cpu, 7).unwrap().to_kind(Kind::Double) * scale + shift
     }
 
     #[test]

@@ -77,11 +77,11 @@ impl Moments {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::method::random;
 
     #[test]
     fn batches_change_no_bit_of_the_moments() {
-        tch::manual_seed(3);
-        let features = Tensor::randn([700, 5], (Kind::Float, tch::Device::Cpu)) + 4.0;
+        let features = random::normal(&[700, 5], tch::Device::Cpu, 3).unwrap() + 4.0;
         let of = |sizes: &[i64]| {
             let mut moments = Moments::new(5);
             let mut from = 0;

@@ -131,10 +131,10 @@ fn half_distances(rows: &Tensor, columns: &Tensor) -> Option<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::method::random;
 
-    fn noise(n: i64, shift: f64, seed: i64) -> Tensor {
-        tch::manual_seed(seed);
-        Tensor::randn([n, 8], (Kind::Float, Device::Cpu)) + shift
+    fn noise(n: i64, shift: f64, seed: u64) -> Tensor {
+        random::normal(&[n, 8], Device::Cpu, seed).unwrap() + shift
     }
 
     #[test]

@@ -138,6 +138,7 @@ mod tests {
     use super::*;
     use crate::evaluate::features::CollectFeatures;
     use crate::evaluate::reference::Stored;
+    use crate::method::random;
 
     fn collected(path: &Path) -> Result<Statistics, String> {
         let source = StoredFeatures::open(&Npz::open(path).map_err(|error| error.to_string())?);
@@ -146,8 +147,7 @@ mod tests {
     }
 
     fn drawn(n: i64) -> Statistics {
-        tch::manual_seed(5);
-        let features = |width| Tensor::rand([n, width], (Kind::Float, Device::Cpu));
+        let features = |width| random::normal(&[n, width], Device::Cpu, 5).unwrap();
         let kept = [SPATIAL, CLASSES].map(|width| Some(features(width)));
         Statistics { features: features(POOL), kept, ..CollectFeatures::nothing() }
     }

@@ -35,6 +35,8 @@ mod tests {
     use super::*;
     use tch::{Device, Kind};
 
+    use crate::method::random;
+
     #[test]
     fn time_zero_is_data_and_time_one_is_noise() {
         let x = Tensor::from_slice(&[2.0f32, 2.0]).view([2, 1]);
@@ -46,7 +48,8 @@ mod tests {
     #[test]
     fn the_score_of_the_true_velocity_is_minus_noise_over_t() {
         let options = (Kind::Double, Device::Cpu);
-        let (x, noise, t) = (Tensor::randn([4, 3], options), Tensor::randn([4, 3], options), 0.3);
+        let draw = |seed| random::normal(&[4, 3], Device::Cpu, seed).unwrap().to_kind(Kind::Double);
+        let (x, noise, t) = (draw(0), draw(1), 0.3);
         let x_t = interpolate(&x, &noise, &Tensor::full([4], t, options));
         let difference = score(&velocity_target(&x, &noise), &x_t, t) + &noise / t;
         assert!(difference.abs().max().double_value(&[]) < 1e-12);

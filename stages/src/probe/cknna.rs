@@ -183,6 +183,7 @@ fn clipped(x: &Tensor, q: f64) -> Result<Tensor, ProbeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::method::random;
     use crate::probe::fixture::golden;
 
     fn cknna(a: &Tensor, b: &Tensor, settings: &Alignment) -> Option<f64> {
@@ -215,10 +216,10 @@ mod tests {
 
     #[test]
     fn blocks_of_rows_give_what_the_dense_formula_gives() {
-        tch::manual_seed(3);
         let (n, k) = (BLOCK + 70, 7);
-        let a = Tensor::randn([n, 5], (Kind::Double, Device::Cpu));
-        let b = &a * 0.7 + Tensor::randn([n, 5], (Kind::Double, Device::Cpu));
+        let draw = |seed| random::normal(&[n, 5], Device::Cpu, seed).unwrap().to_kind(Kind::Double);
+        let a = draw(3);
+        let b = &a * 0.7 + draw(4);
         let settings = Alignment { topk: k, normalize: false, outlier_q: None };
         let kernel = |x: &Tensor| x.matmul(&x.transpose(0, 1));
         let mask = |x: &Tensor| {
@@ -245,17 +246,16 @@ mod tests {
 
     #[test]
     fn the_same_features_agree_whatever_their_scale_and_others_do_not() {
-        tch::manual_seed(5);
-        let draw = || Tensor::randn([400, 32], (Kind::Float, Device::Cpu));
-        let a = draw();
+        let draw = |seed| random::normal(&[400, 32], Device::Cpu, seed).unwrap();
+        let a = draw(5);
         let settings = Alignment::default();
         assert!(cknna(&a, &(&a * 50.0), &settings).unwrap() > 0.99);
-        assert!(cknna(&a, &draw(), &settings).unwrap().abs() < 0.1);
+        assert!(cknna(&a, &draw(6), &settings).unwrap().abs() < 0.1);
     }
 
     #[test]
     fn too_few_rows_and_impossible_settings_are_sentences() {
-        let x = Tensor::randn([10, 4], (Kind::Float, Device::Cpu));
+        let x = random::normal(&[10, 4], Device::Cpu, 7).unwrap();
         let error = |x: &Tensor, settings: Alignment| Neighbours::of(x, &settings).unwrap_err().to_string();
         let default = Alignment { topk: 4, ..Alignment::default() };
         assert_eq!(error(&x.narrow(0, 0, 3), default), "CKNNA needs at least 4 latents, and has 3");

@@ -17,13 +17,15 @@ pub(super) fn golden() -> BTreeMap<String, Tensor> {
 }
 
 /// Two features that tell three classes apart, at very different scales, and six of noise.
-pub(super) fn labelled(seed: i64, n: i64) -> (Tensor, Tensor) {
-    tch::manual_seed(seed);
-    let labels = Tensor::randint(3, [n], (Kind::Int64, Device::Cpu));
+pub(super) fn labelled(seed: u64, n: i64) -> (Tensor, Tensor) {
+    let noise = random::normal(&[n, 9], Device::Cpu, seed).unwrap();
+    // A normal value is below -0.43 in a third of all cases, and above 0.43 in another.
+    let label = noise.select(1, 8);
+    let labels = label.ge(-0.43).to_kind(Kind::Int64) + label.ge(0.43).to_kind(Kind::Int64);
     let centres = Tensor::from_slice(&[0.0f32, 2.0, -2.0, 1.0, -1.0, 0.5]).view([3, 2]);
-    let told = centres.index_select(0, &labels) + Tensor::randn([n, 2], (Kind::Float, Device::Cpu)) * 0.3;
+    let told = centres.index_select(0, &labels) + noise.narrow(1, 0, 2) * 0.3;
     let told = told * Tensor::from_slice(&[1e-3f32, 1e3]);
-    (Tensor::cat(&[told, Tensor::randn([n, 6], (Kind::Float, Device::Cpu))], 1), labels)
+    (Tensor::cat(&[told, noise.narrow(1, 2, 6)], 1), labels)
 }
 
 /// A network of three blocks, two of them the encoder's, that all do something, and eleven latents.

@@ -70,11 +70,11 @@ fn nt_xent(unit: &Tensor, temperature: f64, stop_gradient: bool) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::method::random;
     use tch::Device;
 
-    fn features(k: i64, b: i64, tokens: i64, seed: i64) -> Tensor {
-        tch::manual_seed(seed);
-        Tensor::randn([k, b, tokens, 6], (Kind::Double, Device::Cpu)).to_kind(Kind::Float)
+    fn features(k: i64, b: i64, tokens: i64, seed: u64) -> Tensor {
+        random::normal(&[k, b, tokens, 6], Device::Cpu, seed).unwrap()
     }
 
     fn loss(features: &Tensor, config: &ObjectiveConfig) -> f64 {
@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn nt_xent_equals_loops_over_anchors_and_candidates() {
         for (k, b, tokens) in [(2, 3, 2), (3, 2, 1), (4, 3, 2)] {
-            let features = features(k, b, tokens, k);
+            let features = features(k, b, tokens, k.cast_unsigned());
             let config =
                 ObjectiveConfig { similarity: Similarity::NtXent, temperature: 0.3, views: k, ..Default::default() };
             let expected = nt_xent_by_hand(&features, 0.3);

@@ -99,15 +99,15 @@ fn cosine_by_gap(unit: &Tensor, t: &Tensor) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::method::random;
     use tch::Device;
 
     fn value(tensor: &Tensor) -> f64 {
         tensor.double_value(&[])
     }
 
-    fn noise(shape: &[i64], seed: i64) -> Tensor {
-        tch::manual_seed(seed);
-        Tensor::randn(shape, (Kind::Float, Device::Cpu))
+    fn noise(shape: &[i64], seed: u64) -> Tensor {
+        random::normal(shape, Device::Cpu, seed).unwrap()
     }
 
     fn spread(features: &Tensor) -> Spread {
