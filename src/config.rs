@@ -72,6 +72,14 @@ impl RunConfig {
         })
     }
 
+    /// What must be the same in every process that trains together, by name.
+    pub(crate) fn facts(&self, arithmetic: &str) -> Result<Vec<(String, String)>> {
+        let own = [("version", env!("CARGO_PKG_VERSION")), ("the way of computing", arithmetic)];
+        let own = own.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let keys = flatten(&Table::try_from(self)?).into_iter().map(|(key, value)| (key, value.to_string()));
+        Ok(own.chain(keys).collect())
+    }
+
     /// The first key whose value differs, as (key, ours, theirs).
     pub(crate) fn first_difference(&self, other: &Self) -> Result<Option<(String, String, String)>> {
         let (ours, theirs) = (flatten(&Table::try_from(self)?), flatten(&Table::try_from(other)?));

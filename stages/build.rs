@@ -15,7 +15,9 @@ fn main() {
         .include(libtorch.join("include"))
         .include(libtorch.join("include/torch/csrc/api/include"))
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
-        .files(["native/native.cpp", "native/block.cpp", "native/reads.cpp"]);
+        // Behind libtorch's own: what it brings of Gloo one day comes first.
+        .include("native/gloo_declarations")
+        .files(["native/native.cpp", "native/block.cpp", "native/reads.cpp", "native/c10d.cpp", "native/exchange.cpp"]);
     match openmp(&libtorch) {
         Some(library) if !native.get_compiler().is_like_clang() => {
             native.flag("-fopenmp");

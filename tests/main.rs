@@ -19,3 +19,4 @@ mod step;
 mod train;
 mod verify;
 mod weights;
+mod world;

@@ -105,6 +105,7 @@
 mod background;
 #[cfg(test)]
 mod closures;
+mod deadline;
 mod error;
 mod flow;
 mod link;
@@ -122,6 +123,7 @@ mod supervision;
 mod watchdog;
 
 pub use background::Background;
+pub use deadline::within;
 pub use error::{BoxError, FlowError, Panicked, PlanError};
 pub use flow::{Flow, Line, Parallel, Serial};
 pub use report::{AtWork, Report, StageReport, Task, Wait, Waiting};

@@ -9,6 +9,7 @@ pub(crate) mod export_weights;
 pub(crate) mod import;
 pub(crate) mod import_weights;
 pub(crate) mod inspect;
+pub(crate) mod launching;
 pub(crate) mod make_ref;
 pub(crate) mod probe;
 pub(crate) mod reading;

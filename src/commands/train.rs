@@ -6,22 +6,25 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use pipeline::{Line, Runtime, Watchdog};
+use pipeline::{Flow, Line, Runtime, Slab, Watchdog};
 use shards::Dataset;
-use stages::device::{parse_devices, parse_precision, training_arithmetic};
+use stages::data::HostBatch;
+use stages::device::{Device, parse_local_devices, parse_precision, share_cpu, training_arithmetic};
 use stages::load::feed::Scaling;
 use stages::load::inflate::LatentColumns;
-use stages::load::plan::Cursor;
+use stages::load::plan::{Cursor, Ranks};
 use stages::load::synthetic::{self, Synthetic};
 use stages::load::{self, LoadConfig, LoadMemory};
 use stages::method::config::LatentShape;
 use stages::train::checkpoint::{self, Marks};
 use stages::train::config::TrainConfig;
 use stages::train::grids::Grids;
-use stages::train::run_dir::{RunDir, StageFigures};
+use stages::train::run_dir::{Metrics, RunDir, StageFigures};
 use stages::train::sink::{Listener, TrainSteps, TrainSummary};
 use stages::train::step::Trainer;
+use stages::world::meeting::Meeting;
 
+use crate::commands::launching::LaunchArgs;
 use crate::commands::reading::ReadingArgs;
 use crate::commands::sample::autoencoder_of_data;
 use crate::config::{self, DataConfig, RunConfig};
@@ -58,7 +61,7 @@ pub(crate) struct TrainArgs {
     /// Steps of the run (the same as --set train.steps=N)
     #[arg(long, value_name = "N")]
     pub(crate) steps: Option<u64>,
-    /// auto, cpu or cuda:0
+    /// auto, cpu, cpu:2 for two ranks that share the processor, or cuda:0
     #[arg(long, default_value = "auto")]
     pub(crate) devices: String,
     #[command(flatten)]
@@ -69,24 +72,59 @@ pub(crate) struct TrainArgs {
     /// Print what would be trained, and stop
     #[arg(long)]
     pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) launching: LaunchArgs,
+}
+
+impl TrainArgs {
+    /// Whether it says what to train. Without, an existing run goes on with its own configuration.
+    fn says_what(&self) -> bool {
+        self.preset.is_some() || self.config.is_some() || !self.set.is_empty()
+    }
 }
 
 pub(crate) fn run(args: &TrainArgs, runtime: &Runtime) -> Result<Ended> {
+    let launch = if args.dry_run { None } else { args.launching.launch()? };
+    let devices = parse_local_devices(&args.devices, launch.as_ref().map_or(0, |launch| launch.local))?;
+    let meeting = if args.dry_run { None } else { args.launching.meet(launch, devices.len())? };
+    if devices.len() > 1 && devices[0] == Device::Cpu {
+        // Each rank of a processor has its part of it.
+        share_cpu(devices.len());
+    }
+    let ended = train(args, &devices, meeting.as_ref(), runtime);
+    if let (Err(error), Some(meeting)) = (&ended, &meeting) {
+        meeting.tell_failure(&format!("{error:#}"));
+    }
+    ended
+}
+
+fn train(args: &TrainArgs, devices: &[Device], meeting: Option<&Meeting>, runtime: &Runtime) -> Result<Ended> {
     let data = Data::open(args)?;
     let run_dir = RunDir::at(&args.run);
-    let stored = match run_dir.config()? {
+    let leads = meeting.is_none_or(Meeting::leads);
+    let (device, ranks) = (devices[0], meeting.map_or_else(|| Ranks::all(devices.len()), Meeting::ranks));
+    let stored = match run_dir.config()?.filter(|_| leads) {
         Some(text) => Some(RunConfig::parse(&text, &args.run)?),
         None => None,
     };
-    let resolved = resolve(args, stored.as_ref(), data.config(&args.data)?)?;
+    let mut resolved = resolve(args, stored.as_ref(), data.config(&args.data)?)?;
+    if let Some(meeting) = meeting {
+        match leads {
+            true => meeting.tell_config(&resolved.to_toml()?)?,
+            // Who says nothing does as rank 0, whose run it may be that goes on.
+            false if !args.says_what() => {
+                let of_first = RunConfig::parse(&meeting.hear_config()?, &args.run)?;
+                let mut train = of_first.train_config();
+                train.train.steps = args.steps.unwrap_or(train.train.steps);
+                resolved = RunConfig::new(train, data.config(&args.data)?);
+            }
+            false => {}
+        }
+    }
     let config = resolved.train_config();
-    if let Some(problem) = config.problem(&resolved.data.latent) {
+    if let Some(problem) = config.problem(&resolved.data.latent).or_else(|| config.problem_of_ranks(ranks.world)) {
         bail!(problem);
     }
-    let device = match parse_devices(&args.devices)?[..] {
-        [device] => device,
-        ref several => bail!("--devices {} names {} devices; train takes one", args.devices, several.len()),
-    };
     let kind = parse_precision(&args.precision, device)?;
 
     let load_from = |first_batch: u64| {
@@ -94,6 +132,7 @@ pub(crate) fn run(args: &TrainArgs, runtime: &Runtime) -> Result<Ended> {
             pool_blocks: config.train.pool_blocks as usize,
             cursor: Cursor { batch: first_batch },
             batches: Some(config.train.steps.saturating_sub(first_batch)),
+            ranks: ranks.clone(),
             pinned: device.is_cuda(),
             ..LoadConfig::new(config.train.seed, config.train.batch as usize)
         })
@@ -111,40 +150,80 @@ pub(crate) fn run(args: &TrainArgs, runtime: &Runtime) -> Result<Ended> {
     }
 
     let steps = config.train.steps;
-    // The header alone tells: a finished run needs no device.
-    let done = checkpoint::newest(&run_dir.checkpoints(), checkpoint::config)?.map_or(0, |newest| newest.step);
-    if done > 0 && done >= steps {
-        show::result(&format!("{} is complete: it has done {done} steps of {steps}", args.run.display()));
-        return Ok(Ended::already());
-    }
-    let mut trainer = Trainer::new(config.clone(), resolved.data.latent, device, kind)?;
+    // What is rounded otherwise on another processor would drift apart.
     let arithmetic = training_arithmetic(device, kind);
-    let first_batch = restore(&mut trainer, &run_dir, &args.run, &resolved.data.dataset, &arithmetic)?;
+    if let Some(meeting) = meeting {
+        meeting.agree(&resolved.facts(&arithmetic)?)?;
+    }
+    let arithmetic = if ranks.world > 1 { format!("{arithmetic}, {} ranks", ranks.world) } else { arithmetic };
+    let complete = || {
+        if leads {
+            show::result(&format!("{} is complete: it has done {steps} steps of {steps}", args.run.display()));
+        }
+        Ok(Ended::already())
+    };
+    // The header alone tells: a finished run needs no device.
+    let newest = if leads { checkpoint::newest(&run_dir.checkpoints(), checkpoint::config)? } else { None };
+    if newest.is_some_and(|newest| newest.step >= steps) {
+        meeting.map_or(Ok(steps), |meeting| meeting.start(steps))?;
+        return complete();
+    }
+    let fresh = |device| Trainer::new(config.clone(), resolved.data.latent, device, kind);
+    let mut first = fresh(device)?;
+    let restored = match leads {
+        true => restore(&mut first, &run_dir, &args.run, &resolved.data.dataset, &arithmetic)?,
+        false => 0,
+    };
+    let first_batch = meeting.map_or(Ok(restored), |meeting| meeting.start(restored))?;
+    if first_batch >= steps {
+        return complete();
+    }
     let batches = data.batches(&load_from(first_batch))?;
     // Nothing that is refused above leaves a run behind.
-    run_dir.begin(&resolved.to_toml()?)?;
-    run_dir.rewind_metrics(first_batch)?;
+    if leads {
+        run_dir.begin(&resolved.to_toml()?)?;
+        run_dir.rewind_metrics(first_batch)?;
+    }
 
-    let grids = grids(&config, &resolved.data, &run_dir);
     let mut progress = Progress::new("training", steps);
     let (interval, position) = (progress.interval(), progress.position());
     let (tell_stages, stages) = mpsc::channel();
-    let listener = Listener {
-        on_metrics: Box::new(move |metrics| progress.milestone(metrics.step, &show::metrics_line(metrics, steps))),
-        on_fault: Box::new(|fault| show::say(&format!("skipped, others stand in for its samples: {fault}"))),
-        on_note: Box::new(|note| show::say(&format!("note: {note}"))),
-        stages: Box::new(move || stages.try_iter().last()),
-    };
+    let mut on_metrics: Option<OnMetrics> =
+        Some(Box::new(move |metrics| progress.milestone(metrics.step, &show::metrics_line(metrics, steps))));
+    let mut stages = Some(stages);
     let marks = Marks { data: resolved.data.dataset.clone(), arithmetic, config: resolved.to_toml()? };
-    let mut steps_done =
-        TrainSteps::new(trainer, data.scaling(), run_dir, marks, runtime.interrupt().clone(), listener);
-    if let Some(grids) = grids {
-        steps_done = steps_done.with_grids(grids);
+    let mut trainers = vec![first];
+    for device in &devices[1..] {
+        trainers.push(fresh(*device)?);
     }
+    let ends = trainers.into_iter().enumerate().map(|(index, mut trainer)| {
+        let stages = stages.take();
+        let listener = Listener {
+            on_metrics: on_metrics.take().unwrap_or_else(|| Box::new(|_| {})),
+            on_fault: Box::new(|fault| show::say(&format!("skipped, others stand in for its samples: {fault}"))),
+            on_note: Box::new(|note| show::say(&format!("note: {note}"))),
+            stages: Box::new(move || stages.as_ref().and_then(|stages| stages.try_iter().last())),
+        };
+        trainer.step = first_batch;
+        let (run_dir, interrupt) = (RunDir::at(&args.run), runtime.interrupt().clone());
+        let mut end = TrainSteps::new(trainer, data.scaling(), run_dir, marks.clone(), interrupt, listener);
+        if leads
+            && index == 0
+            && let Some(grids) = grids(&config, &resolved.data, &RunDir::at(&args.run))
+        {
+            end = end.with_grids(grids);
+        }
+        match meeting {
+            Some(meeting) => end.together(meeting.joining(index)),
+            None => end,
+        }
+    });
     let mut watchdog = Watchdog::new(STALL);
-    let finished = batches(steps_done) //    -> HostBatch   f16 mean, logvar [B, C, h, w]
+    let finished = batches(ends.collect()) //    -> HostBatch   f16 mean, logvar [B, C, h, w]
         .observe(interval, move |report| {
-            position(first_batch + report.stages.last().map_or(0, |training| training.items));
+            if leads {
+                position(first_batch + report.stages.last().map_or(0, |training| training.items));
+            }
         })
         .observe(Duration::from_secs(1), move |report| {
             // Nobody listens once the trainer is done.
@@ -157,9 +236,17 @@ pub(crate) fn run(args: &TrainArgs, runtime: &Runtime) -> Result<Ended> {
         })
         .run(runtime)?;
 
-    show::say(&show::report_lines(&finished.report));
-    Ok(Ended { outcome: outcome(&finished.output, &args.run, steps), report: Some(finished.report) })
+    if leads {
+        show::say(&show::report_lines(&finished.report));
+    }
+    Ok(Ended { outcome: outcome(&finished.output, &args.run, steps, leads), report: Some(finished.report) })
 }
+
+/// A flow that still lacks its ends, one for each device.
+type Batches = Box<dyn FnOnce(Vec<TrainSteps>) -> Line<TrainSummary>>;
+
+/// What is done with every line of metrics.
+type OnMetrics = Box<dyn FnMut(&Metrics) + Send>;
 
 /// Puts the newest readable checkpoint of the run into the trainer, and says what there is to say about it. The steps that
 /// it had done; 0 where there is none.
@@ -195,7 +282,7 @@ fn grids(config: &TrainConfig, data: &DataConfig, run_dir: &RunDir) -> Option<Gr
     }
 }
 
-fn outcome(summary: &TrainSummary, run: &Path, steps: u64) -> Outcome {
+fn outcome(summary: &TrainSummary, run: &Path, steps: u64, leads: bool) -> Outcome {
     if summary.interrupted {
         return Outcome::Interrupted(format!(
             "stopped at step {} of {steps}; a checkpoint is in {}, run the same command to continue",
@@ -204,6 +291,9 @@ fn outcome(summary: &TrainSummary, run: &Path, steps: u64) -> Outcome {
         ));
     }
     let checkpoints = run.join("checkpoints");
+    if !leads {
+        return Outcome::Done;
+    }
     show::result(&format!("trained {} steps; checkpoints are in {}", summary.step, checkpoints.display()));
     Outcome::Done
 }
@@ -211,9 +301,8 @@ fn outcome(summary: &TrainSummary, run: &Path, steps: u64) -> Outcome {
 /// What the command asks for, which must be what an existing run was begun with. Without any of --preset, --config,
 /// --set an existing run goes on with its own configuration.
 fn resolve(args: &TrainArgs, stored: Option<&RunConfig>, data: DataConfig) -> Result<RunConfig> {
-    let asked = args.preset.is_some() || args.config.is_some() || !args.set.is_empty();
     let mut train = match stored {
-        Some(stored) if !asked => stored.train_config(),
+        Some(stored) if !args.says_what() => stored.train_config(),
         _ => config::resolve(args.preset.as_deref(), args.config.as_deref(), &args.set)?,
     };
     if let Some(steps) = args.steps {
@@ -270,15 +359,15 @@ impl Data {
     }
 
     /// The flow up to where it ends in a trainer.
-    fn batches(&self, load: &LoadConfig) -> Result<Box<dyn FnOnce(TrainSteps) -> Line<TrainSummary>>> {
+    fn batches(&self, load: &LoadConfig) -> Result<Batches> {
         Ok(match self {
             Self::Shards(dataset) => {
                 let batches = load::batches(dataset, load)?;
-                Box::new(move |trainer| batches.into(trainer))
+                Box::new(move |ends| end_in(batches, ends))
             }
             Self::Synthetic(what) => {
                 let batches = synthetic::batches(*what, load)?;
-                Box::new(move |trainer| batches.into(trainer))
+                Box::new(move |ends| end_in(batches, ends))
             }
         })
     }
@@ -289,6 +378,16 @@ impl Data {
             Self::Synthetic(_) => Scaling { factor: 1.0, shift: 0.0 },
         }
     }
+}
+
+/// One end for each device: batch after batch, each takes the slice of its rank.
+fn end_in(batches: Flow<Slab<HostBatch>>, mut ends: Vec<TrainSteps>) -> Line<TrainSummary> {
+    if ends.len() == 1 {
+        return batches.into(ends.remove(0));
+    }
+    let (devices, mut rest) = (ends.len(), ends.into_iter());
+    let each = move |_, batches: Flow<Slab<HostBatch>>| batches.into(rest.next().expect("one for each branch"));
+    batches.split(devices, each).map(|mut summaries| summaries.remove(0))
 }
 
 /// What the loader holds at most, in words.

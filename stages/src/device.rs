@@ -41,13 +41,29 @@ pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
+/// Makes libtorch compute each operation with an `n`-th of its threads: for as many ranks of one process on the CPU.
+pub fn share_cpu(n: usize) {
+    tch::set_num_threads((tch::get_num_threads() / n as i32).max(1));
+}
+
 /// The devices that `--devices` names: `cpu:2` is the CPU twice. `auto` is the first GPU if the CUDA side of
 /// libtorch can be loaded and finds one, else the CPU.
 pub fn parse_devices(text: &str) -> Result<Vec<Device>, DeviceError> {
+    parse_local_devices(text, 0)
+}
+
+/// [`parse_devices`] for the `local`-th process of a machine: `auto` is then the GPU of its number. Where a launcher shows each
+/// process one GPU, it is that one.
+pub fn parse_local_devices(text: &str, local: usize) -> Result<Vec<Device>, DeviceError> {
     let unknown = || DeviceError::Unknown(text.to_owned());
     if text == "auto" {
-        let cuda = load_cuda().is_ok() && Cuda::device_count() > 0;
-        return Ok(vec![if cuda { Device::Cuda(0) } else { Device::Cpu }]);
+        let found = if load_cuda().is_ok() { Cuda::device_count() } else { 0 };
+        return match found {
+            0 => Ok(vec![Device::Cpu]),
+            1 => Ok(vec![Device::Cuda(0)]),
+            _ if (local as i64) < found => Ok(vec![Device::Cuda(local)]),
+            _ => Err(DeviceError::NoSuchDevice { asked: local, found }),
+        };
     }
     let mut devices = Vec::new();
     for part in text.split(',') {

@@ -16,3 +16,4 @@ pub mod procedural;
 pub mod sample;
 pub mod splitmix;
 pub mod train;
+pub mod world;

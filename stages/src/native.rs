@@ -1,12 +1,14 @@
 //! Safe faces of the C++ functions in `native/`: what libtorch has and tch does not expose.
 //!
 //! Seeded draws that touch no process-wide generator, gradients that live in memory of our own, the fused AdamW
-//! kernel, a transformer [`block`](mod@block) for the CPU, [`memory`] that a GPU copies by itself, and a count of [`reads`]. The only module of
+//! kernel, a transformer [`block`](mod@block) for the CPU, [`memory`] that a GPU copies by itself, a count of [`reads`], and the
+//! collectives of [`c10d`]. The only module of
 //! this crate with `unsafe` in it, but for the tests' counting allocator; the method and the nets do not need it.
 
 #![allow(unsafe_code)]
 
 pub mod block;
+pub mod c10d;
 pub mod memory;
 pub mod reads;
 pub mod rows;

@@ -10,7 +10,12 @@ use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::layout::ParameterSpec;
+use crate::native::c10d::{Exchange, Group};
 use crate::native::{NativeError, set_grad};
+
+/// Values of a bucket of gradients that ranks exchange, at least: 25 MiB, DistributedDataParallel's. Smaller ones begin earlier and
+/// cost more calls.
+pub const BUCKET: i64 = 25 * 1024 * 1024 / 4;
 
 /// Tensors by parameter name: views into one flat buffer.
 pub type NamedTensors = BTreeMap<String, Tensor>;
@@ -105,6 +110,16 @@ impl Parameters {
             let _ = self.gradients.g_add_(&self.compute_gradients.to_kind(Kind::Float));
             let _ = self.compute_gradients.zero_();
         }
+    }
+
+    /// Sums [`Self::gradients`] over a group of ranks from now on, in buckets of [`BUCKET`] values.
+    ///
+    /// # Errors
+    /// libtorch's; none are known.
+    pub fn exchange_in(&mut self, group: Group) -> Result<Exchange, NativeError> {
+        let computed = (self.compute.kind() != Kind::Float).then_some(&mut self.compute_gradients);
+        let leaves: Vec<&Tensor> = in_order(&self.specs, &self.leaves).collect();
+        Exchange::new(group, &leaves, &mut self.gradients, computed, BUCKET)
     }
 
     /// Casts the master weights for the next forward pass: after every update.

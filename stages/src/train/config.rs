@@ -68,6 +68,20 @@ fn default_sample_guidance() -> f64 {
 }
 
 impl TrainConfig {
+    /// One sentence that says why the global batch cannot be divided among `ranks`, if anything.
+    pub fn problem_of_ranks(&self, ranks: usize) -> Option<String> {
+        let ScheduleConfig { batch, micro_batches, .. } = self.train;
+        match self.objective.across_images() {
+            Some(key) if ranks > 1 => Some(format!(
+                "{key} compares the images of a batch with each other, and {ranks} ranks would each see their own; train it on one"
+            )),
+            _ if !batch.is_multiple_of(ranks as u64 * micro_batches) => Some(format!(
+                "train.batch = {batch} is not divisible by {ranks} ranks of train.micro_batches = {micro_batches}"
+            )),
+            _ => None,
+        }
+    }
+
     /// One sentence that says what is out of range, if anything.
     pub fn problem(&self, data: &LatentShape) -> Option<String> {
         let at_least_one = [

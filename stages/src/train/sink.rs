@@ -4,29 +4,34 @@
 //! the time from the end of a step until the next batch is here, on the thread that trains: what the loader costs. A GPU
 //! that still has work queued loses less.
 //!
+//! Where several ranks train together, each has such an end of its own, with its slice of every batch. Rank 0 alone writes. Before
+//! each step all of them say whether they are to stop, so that they stop at the same one.
+//!
 //! Checkpoints are copied on the thread that trains and written on one of their own, so a step waits for the copy alone. A
 //! second one may be copied while the first is being written, a third waits: two copies of 16 bytes a parameter at most.
 //! That one could not be written ends the run, at the step after that. The end of a run, whichever, waits for the disk.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant, SystemTime};
 
 use pipeline::{Background, BoxError, End, Interrupt, Sink, Slab};
-use tch::{Kind, Tensor};
 
 use super::checkpoint::{Keep, Marks, Snapshot, Writer};
 use super::grids::Grids;
-use super::run_dir::{FeatureMetrics, Metrics, RunDir, StageFigures, WaitMs};
-use super::step::{StepFigures, StepLosses, Trainer};
+use super::run_dir::{Metrics, RunDir, StageFigures};
+use super::step::Trainer;
 use super::tensorboard::{self, EventLog};
+use super::together::Together;
+use super::window::Window;
 use crate::data::HostBatch;
 use crate::load::LoadError;
 use crate::load::feed::{Feeder, Scaling};
 use crate::load::waits::Waits;
-use crate::method::objective::features::FeatureFigures;
+use crate::native::NativeError;
+use crate::world::WorldError;
+use crate::world::peers::Joining;
 
 /// Who is told what a person should read.
 pub struct Listener {
@@ -78,6 +83,15 @@ pub struct TrainSteps {
     waits: Waits,
     /// Steps since the last line with one that was not skipped.
     lost: u64,
+    /// How to find the other ranks, until it has found them with the first batch.
+    joining: Option<Joining>,
+    together: Option<Together>,
+    /// Whether this is rank 0, or alone.
+    leads: bool,
+    /// Whether all ranks know that the run ends here.
+    agreed: bool,
+    /// Whether the others know how this rank ended, or it ended well.
+    ended: bool,
 }
 
 /// A run ends where so many steps and more were skipped one after the other: the weights are no longer changed, and nothing else
@@ -131,6 +145,11 @@ impl TrainSteps {
             first_batch: None,
             waits: Waits::new(),
             lost: 0,
+            joining: None,
+            together: None,
+            leads: true,
+            agreed: false,
+            ended: false,
         }
     }
 
@@ -138,6 +157,36 @@ impl TrainSteps {
     pub fn with_grids(mut self, grids: Grids) -> Self {
         self.grids = Some(grids);
         self
+    }
+
+    /// Makes it one of several ranks, which meet at the first batch. The trainer of rank 0 has the state that the run goes on from.
+    pub fn together(mut self, joining: Joining) -> Self {
+        self.leads = joining.rank == 0;
+        self.joining = Some(joining);
+        self
+    }
+
+    /// All ranks stop where one is to.
+    fn is_to_stop(&mut self) -> Result<bool, WorldError> {
+        if let Some(joining) = self.joining.take() {
+            let begun = Instant::now();
+            self.whole = false;
+            self.together = Some(Together::join(&joining, &mut self.trainer)?);
+            self.whole = true;
+            self.began = self.trainer.step;
+            self.window.began += begun.elapsed();
+        }
+        let Some(together) = &self.together else { return Ok(false) };
+        self.agreed = together.peers.any(self.interrupt.requested())?;
+        Ok(self.agreed)
+    }
+
+    /// An error of a collective says little: what became of the other ranks says more.
+    fn blamed(&self, error: NativeError) -> BoxError {
+        match &self.together {
+            Some(together) => together.peers.blame(&error).into(),
+            None => error.into(),
+        }
     }
 
     fn arrived(&mut self) {
@@ -154,17 +203,20 @@ impl TrainSteps {
     /// `look` asks for figures of the features.
     fn step(&mut self, host: Slab<HostBatch>, look: bool) -> Result<(), BoxError> {
         self.whole = false;
-        let views = self.trainer.draw_views()?;
+        let rows = host.rows.start as i64;
+        let views = self.trainer.draw_views()?.slice(rows, host.labels.len() as i64);
         let batch = self.feeder.feed(host, Some(&views.posterior_noise))?;
-        let figures = self.trainer.step(&batch, &views, look)?;
-        self.window.add(figures);
-        self.whole = true;
+        let before = self.trainer.step;
+        let stepped = self.trainer.step(&batch, &views, look);
+        // Where the exchange of gradients fails, nothing but they has changed.
+        self.whole = stepped.is_ok() || self.together.is_some() && self.trainer.step == before;
+        self.window.add(stepped.map_err(|error| self.blamed(error))?);
         Ok(())
     }
 
     /// Hands the state to the writer, unless it has it already.
     fn save(&mut self) -> Result<(), BoxError> {
-        if self.saved == Some(self.trainer.step) {
+        if !self.leads || self.saved == Some(self.trainer.step) {
             return Ok(());
         }
         let mut writer = match self.writer.take() {
@@ -243,13 +295,18 @@ impl TrainSteps {
             return Ok(());
         }
         self.waits.merge(&self.window.waits);
-        let mut metrics = self.window.read(&self.trainer);
+        let mut metrics = self.window.read(&self.trainer, self.together.as_ref())?;
+        if let Some(together) = &self.together {
+            together.check(&self.trainer)?;
+        }
         metrics.run_wait = last.then(|| self.waits.figures());
         if let Some(stages) = (self.listener.stages)() {
             self.stages = stages;
         }
         metrics.stages.clone_from(&self.stages);
-        self.run_dir.append_metrics(&metrics)?;
+        if self.leads {
+            self.run_dir.append_metrics(&metrics)?;
+        }
         self.lost = if metrics.skipped == self.window.steps { self.lost + metrics.skipped } else { 0 };
         if self.lost >= HOPELESS {
             return Err(format!(
@@ -259,19 +316,24 @@ impl TrainSteps {
             )
             .into());
         }
-        self.events()?.append(metrics.step, SystemTime::now(), &tensorboard::scalars(&metrics))?;
-        (self.listener.on_metrics)(&metrics);
+        if self.leads {
+            self.events()?.append(metrics.step, SystemTime::now(), &tensorboard::scalars(&metrics))?;
+            (self.listener.on_metrics)(&metrics);
+        }
         self.window = Window::begin(&self.trainer);
         Ok(())
     }
 }
 
-impl Sink for TrainSteps {
-    type In = Slab<HostBatch>;
-    type Output = TrainSummary;
-
-    fn consume(&mut self, host: Slab<HostBatch>) -> Result<ControlFlow<()>, BoxError> {
+impl TrainSteps {
+    /// A step, and what its number asks for.
+    fn take(&mut self, host: Slab<HostBatch>) -> Result<ControlFlow<()>, BoxError> {
         self.arrived();
+        if self.is_to_stop()? {
+            self.log(true)?;
+            self.save()?;
+            return Ok(ControlFlow::Break(()));
+        }
         if host.batch != self.trainer.step {
             return Err(format!("batch {} arrived at step {}", host.batch, self.trainer.step).into());
         }
@@ -286,7 +348,9 @@ impl Sink for TrainSteps {
         let log = step == 1 || step.is_multiple_of(schedule.log_every);
         let sample = schedule.sample_every > 0 && (last || step.is_multiple_of(schedule.sample_every));
         self.step(host, log || last)?;
-        let stop = last || self.interrupt.requested();
+        // Several ranks ask each other before the next step.
+        let stop = last || self.together.is_none() && self.interrupt.requested();
+        self.agreed = last;
         if log || stop {
             self.log(stop)?;
         }
@@ -304,10 +368,44 @@ impl Sink for TrainSteps {
         Ok(if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     }
 
-    fn finish(mut self, _: End) -> Result<TrainSummary, BoxError> {
+    /// The others hear why this rank ends, unless it is they who ended.
+    fn told<T>(&mut self, result: Result<T, BoxError>) -> Result<T, BoxError> {
+        let (Err(error), Some(together)) = (&result, &self.together) else { return result };
+        self.ended = true;
+        match error.downcast_ref::<WorldError>() {
+            Some(WorldError::Failed(_) | WorldError::Lost { .. } | WorldError::Torn(_)) => {}
+            _ => together.peers.tell_failure(&error.to_string()),
+        }
+        result
+    }
+
+    fn close(&mut self) -> Result<(), BoxError> {
+        // Its batches ended, because it was interrupted; the others do not know, and may wait for it to join them.
+        if !self.agreed {
+            self.is_to_stop()?;
+        }
         self.log(true)?;
         self.save()?;
         self.settle()?;
+        // A checkpoint that could not be written is everybody's failure, and rank 0 holds the keys of all.
+        self.together.as_ref().map_or(Ok(()), |together| together.peers.wait_for_all())?;
+        self.ended = true;
+        Ok(())
+    }
+}
+
+impl Sink for TrainSteps {
+    type In = Slab<HostBatch>;
+    type Output = TrainSummary;
+
+    fn consume(&mut self, host: Slab<HostBatch>) -> Result<ControlFlow<()>, BoxError> {
+        let taken = self.take(host);
+        self.told(taken)
+    }
+
+    fn finish(mut self, _: End) -> Result<TrainSummary, BoxError> {
+        let closed = self.close();
+        self.told(closed)?;
         let step = self.trainer.step;
         let interrupted = step < self.trainer.config.train.steps;
         Ok(TrainSummary { step, interrupted, first_batch: self.first_batch, waits: self.waits.clone() })
@@ -317,6 +415,9 @@ impl Sink for TrainSteps {
 impl Drop for TrainSteps {
     /// A run that fails, because a block cannot be read or a disk is full, keeps the steps that were done.
     fn drop(&mut self) {
+        if let Some(together) = self.together.as_ref().filter(|_| !self.ended) {
+            together.peers.tell_failure("its batches ended early; its own message says why");
+        }
         // The failure itself is reported; that a checkpoint failed too changes nothing about it.
         let _ = self.settle();
         if self.whole && self.trainer.step > self.began {
@@ -331,87 +432,6 @@ impl fmt::Debug for TrainSteps {
     }
 }
 
-/// Figures of the steps since the last line, summed on the device and read back once a line.
-struct Window {
-    sums: BTreeMap<&'static str, Tensor>,
-    skipped: Tensor,
-    /// Of the last step that was looked at.
-    features: Option<FeatureFigures>,
-    steps: u64,
-    /// The end of the window before; in the first window of a process, when the first batch came.
-    began: Instant,
-    first_batch: Option<Duration>,
-    waits: Waits,
-    /// Rows that were filled in.
-    bad_samples: u64,
-}
-
-impl Window {
-    fn begin(trainer: &Trainer) -> Self {
-        let zero = || Tensor::zeros([], (Kind::Float, trainer.device()));
-        let names = ["velocity", "alignment", "dispersive", "contrastive", "norm"];
-        let sums = names.into_iter().map(|name| (name, zero())).collect();
-        Self {
-            sums,
-            skipped: zero(),
-            features: None,
-            steps: 0,
-            began: Instant::now(),
-            first_batch: None,
-            waits: Waits::new(),
-            bad_samples: 0,
-        }
-    }
-
-    fn add(&mut self, figures: StepFigures) {
-        let StepFigures { losses, features, gradient_norm, skipped } = figures;
-        let StepLosses { velocity, alignment, dispersive, contrastive } = losses;
-        let values = [
-            ("velocity", velocity),
-            ("alignment", alignment),
-            ("dispersive", dispersive),
-            ("contrastive", contrastive),
-            ("norm", gradient_norm),
-        ];
-        // The figures of a skipped step are not finite, and would hide those of all the others.
-        let counts = skipped.eq(0.0);
-        for (name, value) in values {
-            if let Some(sum) = self.sums.get_mut(name) {
-                let _ = sum.g_add_(&value.where_self(&counts, &value.zeros_like()));
-            }
-        }
-        let _ = self.skipped.g_add_(&skipped);
-        self.features = features.or(self.features.take());
-        self.steps += 1;
-    }
-
-    fn read(&self, trainer: &Trainer) -> Metrics {
-        let (schedule, objective) = (&trainer.config.train, &trainer.config.objective);
-        let skipped = self.skipped.double_value(&[]);
-        let mean = |name: &str| self.sums[name].double_value(&[]) / (self.steps as f64 - skipped);
-        let seconds = self.began.elapsed().as_secs_f64().max(1e-9);
-        Metrics {
-            step: trainer.step,
-            images: trainer.step * schedule.batch,
-            velocity_loss: mean("velocity"),
-            alignment_loss: mean("alignment"),
-            dispersive_loss: (objective.dispersive > 0.0).then(|| mean("dispersive")),
-            contrastive_distance: (objective.contrastive > 0.0).then(|| mean("contrastive")),
-            features: self.features.as_ref().map(FeatureMetrics::of),
-            gradient_norm: mean("norm"),
-            skipped: skipped.round() as u64,
-            lr: trainer.config.optimiser.lr_at(trainer.step - 1, schedule.steps),
-            images_per_s: (self.steps * schedule.batch) as f64 / seconds,
-            data_wait: self.waits.total().as_secs_f64() / seconds,
-            wait_ms: WaitMs::of(&self.waits),
-            bad_samples: self.bad_samples,
-            first_batch_s: self.first_batch.map(|wait| wait.as_secs_f64()),
-            run_wait: None,
-            stages: Vec::new(),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -420,6 +440,7 @@ mod tests {
 
     use half::f16;
     use pipeline::{Slabs, Stop};
+    use tch::Kind;
 
     use super::*;
     use crate::nets::autoencoder::VaeChoice;
@@ -555,30 +576,5 @@ mod tests {
         for process in ["0000000000", "0000000004"] {
             assert!(folder.path().join(format!("tensorboard/events.out.tfevents.{process}.dualpath")).exists());
         }
-    }
-
-    #[test]
-    fn a_skipped_step_does_not_hide_the_figures_of_the_others() {
-        let trainer = super::super::equality::trainer(1, Kind::Float);
-        let mut window = Window::begin(&trainer);
-        let mut add = |value: f64, skipped: f64| {
-            let scalar = |value: f64| Tensor::from(value as f32);
-            let [velocity, alignment, dispersive, contrastive] = [(); 4].map(|()| scalar(value));
-            window.add(StepFigures {
-                losses: StepLosses { velocity, alignment, dispersive, contrastive },
-                features: None,
-                gradient_norm: scalar(value),
-                skipped: scalar(skipped),
-            });
-        };
-        add(1.0, 0.0);
-        add(f64::NAN, 1.0);
-        add(3.0, 0.0);
-        let metrics = {
-            let mut trainer = trainer;
-            trainer.step = 3;
-            window.read(&trainer)
-        };
-        assert_eq!((metrics.velocity_loss, metrics.gradient_norm, metrics.skipped), (2.0, 2.0, 1));
     }
 }

@@ -14,6 +14,7 @@ use crate::method::objective::features::FeatureFigures;
 use crate::method::parameters::Parameters;
 use crate::method::views::Views;
 use crate::native::NativeError;
+use crate::native::c10d::{Exchange, Group};
 
 /// A network in training on one device: weights, moments, average and step. Owned by one thread.
 #[derive(Debug)]
@@ -30,6 +31,9 @@ pub struct Trainer {
     pub average: Tensor,
     /// Steps done: the next step uses global batch number `step`.
     pub step: u64,
+    /// Sums gradients over the ranks, where there are several.
+    exchange: Option<Exchange>,
+    ranks: usize,
     network: Network,
     device: Device,
 }
@@ -82,12 +86,22 @@ impl Trainer {
         let optimiser = AdamW::new(config.optimiser.clone(), parameters.master.numel() as i64, device);
         let average = parameters.master.copy();
         let network = Network::new(&config.model, &data, parameters.leaves());
-        Ok(Self { config, data, parameters, optimiser, average, step: 0, network, device })
+        Ok(Self { config, data, parameters, optimiser, average, step: 0, exchange: None, ranks: 1, network, device })
     }
 
     /// Where the weights are.
     pub fn device(&self) -> Device {
         self.device
+    }
+
+    /// From now on this is one of `ranks` trainers, each with an equal slice of the global batch; `group` is theirs.
+    ///
+    /// # Errors
+    /// libtorch's; none are known.
+    pub fn exchange_in(&mut self, group: Group, ranks: usize) -> Result<(), NativeError> {
+        self.exchange = Some(self.parameters.exchange_in(group)?);
+        self.ranks = ranks;
+        Ok(())
     }
 
     /// The draws of the current step, for the global batch.
@@ -96,14 +110,18 @@ impl Trainer {
         Views::draw(objective, &self.data, train.batch as i64, train.seed, self.step, self.device)
     }
 
-    /// Gradients of the mean loss over the global batch, which goes through the network in equal pieces. `look` asks for
-    /// figures of the features.
+    /// Gradients of the mean loss over the global batch. `batch` and `views` are all of it, or this rank's slice of it, and go
+    /// through the network in equal pieces; what they say is summed over the ranks during the last of them. The losses are
+    /// means over what went through here. `look` asks for figures of the features.
+    ///
+    /// # Errors
+    /// Another rank is gone, or does not come. The weights are as they were.
     pub fn compute_gradients(
         &mut self,
         batch: &LatentBatch,
         views: &Views,
         look: bool,
-    ) -> (StepLosses, Option<FeatureFigures>) {
+    ) -> Result<(StepLosses, Option<FeatureFigures>), NativeError> {
         let pieces = self.config.train.micro_batches as i64;
         let size = batch.labels.size()[0] / pieces;
         let (mut sums, mut features) = (StepLosses::zero(self.device), None);
@@ -116,12 +134,23 @@ impl Trainer {
             };
             let views = views.slice(start, size);
             let losses = batch_loss(&self.network, &micro_batch, &views, &self.config.objective, look && piece == 0);
-            (&losses.total / pieces as f64).backward();
-            self.parameters.collect_gradients();
+            let loss = &losses.total / (pieces * self.ranks as i64) as f64;
+            match &mut self.exchange {
+                // It collects them, bucket by bucket.
+                Some(exchange) if piece + 1 == pieces => {
+                    exchange.arm()?;
+                    loss.backward();
+                    exchange.finish()?;
+                }
+                _ => {
+                    loss.backward();
+                    self.parameters.collect_gradients();
+                }
+            }
             sums.add(&losses, pieces);
             features = features.or(losses.features);
         }
-        (sums, features)
+        Ok((sums, features))
     }
 
     /// Clip, AdamW, EMA with the gradients at hand; the step is done after it.
@@ -134,10 +163,13 @@ impl Trainer {
         Ok([figures.gradient_norm, figures.skipped])
     }
 
-    /// One step of training on a global batch. `views` are those of [`Self::draw_views`]; `look` asks for figures of the
-    /// features.
+    /// One step of training on a global batch, or this rank's slice of one. `views` are those of [`Self::draw_views`], of the
+    /// same rows; `look` asks for figures of the features.
+    ///
+    /// # Errors
+    /// Those of [`Self::compute_gradients`] and [`Self::update`].
     pub fn step(&mut self, batch: &LatentBatch, views: &Views, look: bool) -> Result<StepFigures, NativeError> {
-        let (losses, features) = self.compute_gradients(batch, views, look);
+        let (losses, features) = self.compute_gradients(batch, views, look)?;
         let [gradient_norm, skipped] = self.update()?;
         Ok(StepFigures { losses, features, gradient_norm, skipped })
     }

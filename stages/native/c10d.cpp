@@ -1,0 +1,104 @@
+#include "c10d.h"
+
+#include <cstring>
+#include <string>
+
+#define USE_C10D_GLOO
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
+#include <torch/headeronly/version.h>
+
+#include "guarded.h"
+
+// The declarations of Gloo are those that this version's header needs.
+static_assert(TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR == 11, "gloo_declarations/ are for libtorch 2.11");
+// What is made here and read there: a vector of shared pointers and a number behind the options of every backend.
+static_assert(sizeof(c10d::ProcessGroupGloo::Options) >=
+                  sizeof(c10d::Backend::Options) + sizeof(std::vector<std::shared_ptr<int>>) + sizeof(int),
+              "the options of Gloo are laid out otherwise");
+
+namespace {
+
+template <typename T> void *owned(T value) { return new T(std::move(value)); }
+Store &store_of(void *store) { return *static_cast<Store *>(store); }
+Group &group_of(void *group) { return *static_cast<Group *>(group); }
+std::chrono::milliseconds ms(int64_t count) { return std::chrono::milliseconds(count); }
+
+} // namespace
+
+char *dualpath_store_open(const char *host, uint16_t port, bool serve, const char *prefix, int64_t timeout_ms, void **store,
+                          uint16_t *port_found) {
+  return guarded([&] {
+    c10d::TCPStoreOptions options;
+    options.port = port;
+    options.isServer = serve;
+    options.waitWorkers = false;
+    options.timeout = ms(timeout_ms);
+    auto tcp = c10::make_intrusive<c10d::TCPStore>(host, options);
+    *port_found = tcp->getPort();
+    *store = owned<Store>(c10::make_intrusive<c10d::PrefixStore>(prefix, std::move(tcp)));
+  });
+}
+
+char *dualpath_store_set(void *store, const char *key, const uint8_t *bytes, size_t len) {
+  return guarded([&] { store_of(store)->set(key, std::vector<uint8_t>(bytes, bytes + len)); });
+}
+
+char *dualpath_store_get(void *store, const char *key, int64_t timeout_ms, uint8_t **bytes, size_t *len) {
+  return guarded([&] {
+    store_of(store)->wait({key}, ms(timeout_ms));
+    std::vector<uint8_t> value = store_of(store)->get(key);
+    *bytes = static_cast<uint8_t *>(malloc(value.size() + 1));
+    if (!*bytes) throw std::bad_alloc();
+    memcpy(*bytes, value.data(), value.size());
+    *len = value.size();
+  });
+}
+
+char *dualpath_store_check(void *store, const char *key, bool *there) {
+  return guarded([&] { *there = store_of(store)->check({key}); });
+}
+
+void dualpath_store_free(void *store) { delete static_cast<Store *>(store); }
+
+char *dualpath_group_gloo(void *store, int rank, int world, const char *interface, const char *host, int64_t timeout_ms,
+                          void **group) {
+  return guarded([&] {
+    using Gloo = c10d::ProcessGroupGloo;
+    auto options = Gloo::Options::create(ms(timeout_ms));
+    if (*interface) {
+      options->devices.push_back(Gloo::createDeviceForInterface(interface));
+    } else if (*host) {
+      options->devices.push_back(Gloo::createDeviceForHostname(host));
+    } else {
+      options->devices.push_back(Gloo::createDefaultDevice());
+    }
+    *group = owned<Group>(c10::make_intrusive<Gloo>(store_of(store), rank, world, std::move(options)));
+  });
+}
+
+void dualpath_group_free(void *group) { delete static_cast<Group *>(group); }
+
+char *dualpath_group_all_reduce(void *group, torch::Tensor *tensor, void **work) {
+  return guarded([&] {
+    std::vector<at::Tensor> tensors{*tensor};
+    *work = owned<Work>(group_of(group)->allreduce(tensors));
+  });
+}
+
+char *dualpath_group_broadcast(void *group, torch::Tensor *tensor, int root, void **work) {
+  return guarded([&] {
+    c10d::BroadcastOptions options;
+    options.rootRank = root;
+    std::vector<at::Tensor> tensors{*tensor};
+    *work = owned<Work>(group_of(group)->broadcast(tensors, options));
+  });
+}
+
+char *dualpath_work_wait(void *work) {
+  std::unique_ptr<Work> taken(static_cast<Work *>(work));
+  return guarded([&] { (*taken)->wait(); });
+}
+
+void dualpath_work_free(void *work) { delete static_cast<Work *>(work); }

@@ -1,0 +1,57 @@
+// c10d, the engine below torch.distributed, behind a C interface: a store of keys on one rank, groups of ranks that reduce and
+// broadcast tensors, and the exchange of gradients while the backward pass still runs.
+//
+// Messages as in native.h. What a function hands out through `void **` the caller frees with the function named.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <torch/torch.h>
+
+#include <torch/csrc/distributed/c10d/Backend.hpp>
+#include <torch/csrc/distributed/c10d/Store.hpp>
+
+using Store = c10::intrusive_ptr<c10d::Store>;
+using Group = c10::intrusive_ptr<c10d::Backend>;
+using Work = c10::intrusive_ptr<c10d::Work>;
+
+extern "C" {
+
+// Opens the store at host:port, its keys behind `prefix`; `serve` makes this the one that holds it, and port 0 then takes a free
+// one. Waits for it at most `timeout_ms`, which also bounds every later wait for an answer. Freed with dualpath_store_free.
+char *dualpath_store_open(const char *host, uint16_t port, bool serve, const char *prefix, int64_t timeout_ms, void **store,
+                          uint16_t *port_found);
+char *dualpath_store_set(void *store, const char *key, const uint8_t *bytes, size_t len);
+// Waits for a key at most `timeout_ms`. The bytes are freed with dualpath_free_message.
+char *dualpath_store_get(void *store, const char *key, int64_t timeout_ms, uint8_t **bytes, size_t *len);
+char *dualpath_store_check(void *store, const char *key, bool *there);
+void dualpath_store_free(void *store);
+
+// Makes a Gloo group of `world` ranks, of which this is `rank`; waits for all of them. `interface` names the network interface;
+// without one, `host` is what is bound to, and without either what the machine's name resolves to. A collective that takes
+// longer than `timeout_ms` fails. Freed with dualpath_group_free.
+char *dualpath_group_gloo(void *store, int rank, int world, const char *interface, const char *host, int64_t timeout_ms,
+                          void **group);
+void dualpath_group_free(void *group);
+
+// Sums `tensor` over the ranks, in place, or copies that of `root` to all. All ranks call the same in the same order. The tensor
+// is at rest after dualpath_work_wait, which also frees the work.
+char *dualpath_group_all_reduce(void *group, torch::Tensor *tensor, void **work);
+char *dualpath_group_broadcast(void *group, torch::Tensor *tensor, int root, void **work);
+char *dualpath_work_wait(void *work);
+void dualpath_work_free(void *work);
+
+// Sums flat f32 `gradients` over the ranks of a group, in buckets of at least `bucket` values, from the end of the buffer to its
+// beginning: the backward pass fills it in that order. `leaves` are the parameters in the order of the buffer. Where the network
+// computes in another dtype, `computed` is the flat buffer of that dtype that the backward pass writes to: a bucket is added to
+// `gradients` and set to 0 before it is sent. Freed with dualpath_exchange_free.
+char *dualpath_exchange_new(void *group, torch::Tensor *const *leaves, size_t count, torch::Tensor *gradients,
+                            torch::Tensor *computed, int64_t bucket, void **exchange);
+// The next backward pass is the last of its step: a bucket is sent as soon as all its gradients are there.
+char *dualpath_exchange_arm(void *exchange);
+// Sends what was not, because no gradient reached it, and waits for all. `early` counts the buckets that were sent during the
+// backward pass.
+char *dualpath_exchange_finish(void *exchange, int64_t *early);
+void dualpath_exchange_free(void *exchange);
+}

@@ -1,0 +1,133 @@
+// Gradients are summed over the ranks while the backward pass still computes others.
+//
+// As DistributedDataParallel does it (Li et al. 2020, "PyTorch Distributed", section 3.2.3), on one flat buffer: buckets are slices
+// of it and nothing is copied. They are sent in a fixed order, since all ranks must call a group's collectives in the same one.
+#include "c10d.h"
+
+#include <exception>
+
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/utils/lambda_post_hook.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include "guarded.h"
+
+namespace {
+
+struct Bucket {
+  int64_t start, len;
+  // Gradients in all, and those that this pass has not reached.
+  size_t parameters = 0, missing = 0;
+};
+
+class Exchange {
+ public:
+  Exchange(Group group, at::ArrayRef<torch::Tensor> leaves, torch::Tensor gradients, torch::Tensor computed, int64_t bucket)
+      : group_(std::move(group)), gradients_(std::move(gradients)), computed_(std::move(computed)) {
+    int64_t end = gradients_.numel();
+    std::vector<size_t> bucket_of(leaves.size());
+    for (size_t i = leaves.size(); i-- > 0;) {
+      if (buckets_.empty() || buckets_.back().len >= bucket) buckets_.push_back({end, 0});
+      Bucket &open = buckets_.back();
+      end -= leaves[i].numel();
+      open.start = end;
+      open.len += leaves[i].numel();
+      open.parameters += 1;
+      bucket_of[i] = buckets_.size() - 1;
+    }
+    TORCH_CHECK(end == 0, "the parameters are not those of the gradients");
+    for (size_t i = 0; i < leaves.size(); ++i) {
+      auto node = torch::autograd::impl::grad_accumulator(leaves[i]);
+      TORCH_CHECK(node, "a parameter wants no gradient");
+      using torch::autograd::variable_list;
+      auto arrived = [this, bucket = bucket_of[i]](const variable_list &out, const variable_list &) {
+        arrive(bucket);
+        return out;
+      };
+      auto key = node->add_post_hook(std::make_unique<torch::autograd::utils::LambdaPostHook>(arrived));
+      // A leaf holds its node weakly: it and the hook live as long as this.
+      nodes_.emplace_back(std::move(node), key);
+    }
+  }
+
+  Exchange(const Exchange &) = delete;
+  Exchange &operator=(const Exchange &) = delete;
+
+  ~Exchange() {
+    for (auto &[node, key] : nodes_) node->del_post_hook(key);
+  }
+
+  void arm() {
+    for (Bucket &bucket : buckets_) bucket.missing = bucket.parameters;
+    sent_ = 0;
+    works_.clear();
+    failure_ = nullptr;
+    armed_ = true;
+  }
+
+  size_t finish() {
+    const size_t early = sent_;
+    armed_ = false;
+    while (!failure_ && sent_ < buckets_.size()) send();
+    if (failure_) std::rethrow_exception(failure_);
+    for (Work &work : works_) work->wait();
+    works_.clear();
+    return early;
+  }
+
+ private:
+  void arrive(size_t bucket) {
+    if (!armed_) return;
+    buckets_[bucket].missing -= 1;
+    while (!failure_ && sent_ < buckets_.size() && buckets_[sent_].missing == 0) send();
+  }
+
+  // An exception must not leave through the backward pass: whoever finishes is told.
+  void send() {
+    try {
+      torch::NoGradGuard no_grad;
+      const Bucket &bucket = buckets_[sent_];
+      std::vector<at::Tensor> slice{gradients_.narrow(0, bucket.start, bucket.len)};
+      if (computed_.defined()) {
+        at::Tensor computed = computed_.narrow(0, bucket.start, bucket.len);
+        slice[0].add_(computed);
+        computed.zero_();
+      }
+      works_.push_back(group_->allreduce(slice));
+      sent_ += 1;
+    } catch (...) {
+      failure_ = std::current_exception();
+    }
+  }
+
+  Group group_;
+  torch::Tensor gradients_, computed_;
+  // In the order in which they are sent.
+  std::vector<Bucket> buckets_;
+  std::vector<std::pair<std::shared_ptr<torch::autograd::Node>, uintptr_t>> nodes_;
+  std::vector<Work> works_;
+  size_t sent_ = 0;
+  bool armed_ = false;
+  std::exception_ptr failure_;
+};
+
+} // namespace
+
+char *dualpath_exchange_new(void *group, torch::Tensor *const *leaves, size_t count, torch::Tensor *gradients,
+                            torch::Tensor *computed, int64_t bucket, void **exchange) {
+  return guarded([&] {
+    std::vector<torch::Tensor> parameters;
+    for (size_t i = 0; i < count; ++i) parameters.push_back(*leaves[i]);
+    *exchange = new Exchange(*static_cast<Group *>(group), parameters, *gradients, computed ? *computed : torch::Tensor(), bucket);
+  });
+}
+
+char *dualpath_exchange_arm(void *exchange) {
+  return guarded([&] { static_cast<Exchange *>(exchange)->arm(); });
+}
+
+char *dualpath_exchange_finish(void *exchange, int64_t *early) {
+  return guarded([&] { *early = static_cast<int64_t>(static_cast<Exchange *>(exchange)->finish()); });
+}
+
+void dualpath_exchange_free(void *exchange) { delete static_cast<Exchange *>(exchange); }
