@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::program::{images, pipeline, succeed};
+use crate::program::{images, pipeline, refuse, succeed};
 
 const MODEL: &str = "--preset dupa-demo --devices cpu --set train.batch=8 --set model.hidden=64 --set model.depth=3 \
     --set optimiser.decay_fraction=0 --set train.log_every=1 --set train.checkpoint_every=2 --set train.sample_every=0 --timeout 60";
@@ -226,4 +226,43 @@ fn a_signal_to_one_process_stops_all_of_them_at_the_same_step() {
         let words = format!("{MODEL} --steps {}", done as u64 + 2);
         end_well(pair(&data, &run, [&words, &words]));
     }
+}
+
+#[test]
+fn processes_fill_one_folder_of_samples_and_a_share_that_was_lost_is_made_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, at) = (data(folder.path()), |name: &str| folder.path().join(name));
+    end_well([train(&data, &at("run"), &format!("{MODEL} --steps 2")).spawn().unwrap()]);
+    let line = "sample --run {} --out {} --count 11 --batch 2 --steps 2 --devices cpu";
+    succeed(line, &[&at("run"), &at("one")]);
+    let files = |name: &str| -> Vec<_> {
+        let mut files: Vec<_> = fs::read_dir(at(name)).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        files.into_iter().map(|path| (path.file_name().unwrap().to_owned(), fs::read(path).unwrap())).collect()
+    };
+    let share = |name: &str, rank: usize| {
+        let paths = [at("run"), at(name)];
+        let mut paths = paths.iter();
+        let mut command = pipeline();
+        for word in line.split(' ') {
+            let word = if word == "{}" { paths.next().unwrap().as_os_str() } else { word.as_ref() };
+            command.arg(word);
+        }
+        command.args(["--world", "3", "--rank", &rank.to_string()]).env("OMP_NUM_THREADS", "2");
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    end_well([0, 1, 2].map(|rank| share("three", rank)));
+    assert!(files("three") == files("one"));
+    // One after the other, the last of them in place of two that were lost.
+    end_well([share("lost", 1)]);
+    let made = files("lost").into_iter().map(|(name, _)| name.into_string().unwrap());
+    assert_eq!(made.collect::<Vec<_>>(), ["000002.png", "000003.png", "000008.png", "000009.png", "samples.json"]);
+    succeed(line, &[&at("run"), &at("lost")]);
+    assert!(files("lost") == files("one"));
+    refuse(
+        &format!("{line} --format npz --world 3 --rank 0"),
+        &[&at("run"), &at("npz")],
+        "one process writes the file",
+    );
+    refuse(&format!("{line} --world 3 --rank 3"), &[&at("run"), &at("none")], "ranks of a world of 3 are 0 to 2");
 }

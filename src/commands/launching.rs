@@ -1,8 +1,8 @@
-//! Flags of commands that several processes may run together.
+//! Flags of commands that several processes may run: together, or each its share of one folder.
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 use stages::world::launch::{DEFAULT_TIMEOUT, Launch, LaunchFlags};
 use stages::world::meeting::Meeting;
@@ -23,6 +23,65 @@ pub(crate) struct LaunchArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_TIMEOUT.as_secs(), help_heading = "Several processes",
         value_parser = clap::value_parser!(u64).range(1..))]
     timeout: u64,
+}
+
+/// Which share of the work this process does, without a word to the others. torchrun and srun say it by themselves.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ShareArgs {
+    /// Processes that share the work; torchrun and srun set it by themselves
+    #[arg(long, value_name = "N", help_heading = "Several processes")]
+    world: Option<u64>,
+    /// This process, from 0
+    #[arg(long, value_name = "R", help_heading = "Several processes")]
+    rank: Option<u64>,
+}
+
+/// One of several equal shares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Share {
+    /// From 0.
+    pub(crate) rank: u64,
+    /// At least 1.
+    pub(crate) world: u64,
+    /// The number of this process on its machine, which chooses its GPU.
+    pub(crate) local: usize,
+}
+
+impl Share {
+    /// Whether the `n`-th piece of the work is this share's.
+    pub(crate) fn has(self, n: u64) -> bool {
+        n % self.world == self.rank
+    }
+
+    /// Whether it is all there is.
+    pub(crate) fn is_all(self) -> bool {
+        self.world == 1
+    }
+}
+
+impl ShareArgs {
+    /// What flags, torchrun or srun say; all of it where they say nothing.
+    pub(crate) fn share(&self) -> Result<Share> {
+        let share = match (self.rank, self.world) {
+            (Some(rank), Some(world)) => Share { rank, world, local: 0 },
+            (None, None) => match Launch::find(&LaunchFlags::default(), |name| std::env::var(name).ok())? {
+                Some(Launch { process, processes, local, .. }) => {
+                    Share { rank: process as u64, world: processes as u64, local }
+                }
+                None => Share { rank: 0, world: 1, local: 0 },
+            },
+            _ => bail!("--world and --rank belong together"),
+        };
+        if share.rank >= share.world {
+            bail!(
+                "--rank {}: ranks of a world of {} are 0 to {}",
+                share.rank,
+                share.world,
+                share.world.saturating_sub(1)
+            );
+        }
+        Ok(share)
+    }
 }
 
 impl LaunchArgs {

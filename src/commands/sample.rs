@@ -9,7 +9,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use pipeline::{Flow, Runtime};
-use stages::device::{Device, Kind, parse_devices, parse_precision};
+use stages::device::{Device, Kind, parse_local_devices, parse_precision};
 use stages::load::feed::Scaling;
 use stages::method::config::{Backbone, LatentShape};
 use stages::method::sampler::{Diffusion, Guidance, Integrator};
@@ -19,8 +19,9 @@ use stages::sample::generate::{Generate, SampleSettings, Weights};
 use stages::sample::noise::NoiseFile;
 use stages::sample::npz::NpzImages;
 use stages::sample::request::{Labels, Requests};
-use stages::sample::write::WriteSamples;
+use stages::sample::write::{WriteSamples, Written};
 
+use crate::commands::launching::{Share, ShareArgs};
 use crate::commands::sample::record::Record;
 use crate::commands::sample::source::Source;
 use crate::exit::{Ended, Outcome};
@@ -99,6 +100,8 @@ pub(crate) struct SampleArgs {
     /// auto, f32 or bf16
     #[arg(long, default_value = "auto")]
     pub(crate) precision: String,
+    #[command(flatten)]
+    pub(crate) sharing: ShareArgs,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -153,6 +156,7 @@ struct Job<'a> {
     /// Rows and columns of a picture.
     size: [u64; 2],
     devices: Vec<Device>,
+    share: Share,
     kind: Kind,
     noise: Option<Arc<NoiseFile>>,
     /// As for the first of --cfg.
@@ -181,7 +185,14 @@ pub(crate) fn run(args: &SampleArgs, runtime: &Runtime) -> Result<Ended> {
     let noise = args.noise.as_ref().map(|path| NoiseFile::open(path, args.count, &weights.data)).transpose()?;
     let classes = classes(args, weights.data.classes)?;
     let (label_scheme, labels) = labels(args, &classes, noise.as_ref())?;
-    let devices = parse_devices(&args.devices)?;
+    let share = args.sharing.share()?;
+    if !share.is_all() && !matches!(args.format, FormatArg::Png) {
+        bail!("--format npz: one process writes the file; write PNG files in several, or the file in one");
+    }
+    if let (false, Some(path)) = (share.is_all(), &args.save_latents) {
+        bail!("--save-latents {}: one process writes the file; leave it out, or sample in one", path.display());
+    }
+    let devices = parse_local_devices(&args.devices, share.local)?;
     let kind = parse_precision(&args.precision, devices[0])?;
     let opened = vae.open(Device::Cpu, Kind::Float)?;
     let LatentShape { height, width, .. } = weights.data;
@@ -217,6 +228,7 @@ pub(crate) fn run(args: &SampleArgs, runtime: &Runtime) -> Result<Ended> {
         vae,
         size: [height, width].map(|side| (side * opened.downsample()) as u64),
         devices,
+        share,
         kind,
         noise: noise.map(Arc::new),
         record,
@@ -240,9 +252,9 @@ pub(crate) fn run(args: &SampleArgs, runtime: &Runtime) -> Result<Ended> {
 impl Job<'_> {
     /// Fills one folder, or goes on with it.
     fn sample(&self, settings: SampleSettings, folder: &Path, runtime: &Runtime) -> Result<Ended> {
-        let Self { args, ref weights, scaling, ref vae, ref devices, kind, ref noise, ref record, .. } = *self;
+        let Self { args, ref weights, scaling, ref vae, ref devices, share, kind, ref noise, ref record, .. } = *self;
         let record = Record { settings, ..record.clone() };
-        record.claim(folder)?;
+        record.claim(folder, share.rank)?;
         let write = self.write(folder).with_context(|| format!("cannot write samples into {}", folder.display()))?;
         let (count, there) = (args.count, write.present().iter().filter(|present| **present).count() as u64);
         if write.is_whole() {
@@ -252,8 +264,12 @@ impl Job<'_> {
         if there > 0 {
             show::say(&format!("{there} of {count} images are there already"));
         }
-        let requests = Requests::given(record.labels, args.batch).without(write.present());
-        let (rounding, batch, n) = (record.rounding, args.batch.max(1), devices.len());
+        let batch = args.batch.max(1);
+        // A share is whole batches: its images then have the bytes that they have in one process.
+        let kept: Vec<bool> =
+            (0..).zip(write.present()).map(|(index, there)| *there || !share.has(index / batch)).collect();
+        let requests = Requests::given(record.labels, args.batch).without(&kept);
+        let (rounding, n) = (record.rounding, devices.len());
         let generate = Generate::on(Arc::clone(weights), settings, devices.clone(), kind, noise.clone());
         let decode = DecodeLatents::on(vae.clone(), devices.clone(), scaling, rounding);
         let mut progress = Progress::new("sampling", count);
@@ -270,20 +286,22 @@ impl Job<'_> {
             })
             .run(runtime)?;
 
-        let done = finished.output;
+        let Written { there: done, written } = finished.output;
         if finished.interrupted && done < count {
             let sentence = format!("stopped after {done} of {count} images; run the same command to continue");
             return Ok(Ended { outcome: Outcome::Interrupted(sentence), report: Some(finished.report) });
         }
         show::say(&show::report_lines(&finished.report));
-        show::result(&format!("wrote {} images to {}", done - there, folder.display()));
+        let rest =
+            if done < count { format!("; {} of other ranks are not there yet", count - done) } else { String::new() };
+        show::result(&format!("wrote {written} images to {}{rest}", folder.display()));
         Ok(Ended { outcome: Outcome::Done, report: Some(finished.report) })
     }
 
     fn write(&self, folder: &Path) -> Result<WriteSamples> {
         let (args, labels) = (self.args, &self.record.labels);
         let write = match args.format {
-            FormatArg::Png => WriteSamples::png(folder, args.count, self.columns())?,
+            FormatArg::Png => WriteSamples::png(folder, args.count, self.columns(), self.share.rank)?,
             FormatArg::Npz => {
                 let [height, width] = self.size;
                 WriteSamples::npz(folder, NpzImages { height, width, labels: labels.clone() })?

@@ -52,7 +52,7 @@ const PART: &str = "samples.json.part";
 impl Record {
     /// Makes `folder` that of these samples: writes the record into a folder that is new or empty, and accepts one that
     /// holds the same record.
-    pub(super) fn claim(&self, folder: &Path) -> Result<()> {
+    pub(super) fn claim(&self, folder: &Path, rank: u64) -> Result<()> {
         let place = folder.display();
         let path = folder.join(NAME);
         fs::create_dir_all(folder).with_context(|| format!("cannot make {place}"))?;
@@ -70,7 +70,11 @@ impl Record {
         }
         for entry in fs::read_dir(folder).with_context(|| format!("cannot read {place}"))? {
             let name = entry.with_context(|| format!("cannot read {place}"))?.file_name();
-            if name != PART {
+            if name == NAME {
+                // Another process was here meanwhile.
+                return self.claim(folder, rank);
+            }
+            if !name.to_string_lossy().starts_with(PART) {
                 let name = name.to_string_lossy();
                 bail!(
                     "cannot write samples into {place}: it holds {name} and no {NAME}, so it is no folder of samples; \
@@ -79,7 +83,8 @@ impl Record {
             }
         }
         // Durable before the first image, so that no image lies beside settings that nobody knows.
-        let part = folder.join(PART);
+        // Of one process: another may claim the folder at the same time, and says the same.
+        let part = folder.join(format!("{PART}{rank}"));
         let write = || {
             let mut file = fs::File::create(&part)?;
             file.write_all(serde_json::to_string_pretty(&ours)?.as_bytes())?;

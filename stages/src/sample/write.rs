@@ -36,12 +36,23 @@ pub struct WriteSamples {
     latents: Option<LatentsFile>,
     /// Which images are there.
     present: Vec<bool>,
+    /// How many of them are this one's.
+    written: u64,
+}
+
+/// What became of the images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Written {
+    /// Those that are there.
+    pub there: u64,
+    /// Those of them that were written now.
+    pub written: u64,
 }
 
 #[derive(Debug)]
 enum Images {
     /// `<folder>/000000.png ..` and, for a small number of them, `<folder>/grid.png`.
-    Png { folder: PathBuf, columns: usize },
+    Png { folder: PathBuf, columns: usize, rank: u64 },
     /// `<folder>/samples.npz`, called `samples.npz.part` until it is whole. `None` if it is.
     Npz { folder: PathBuf, writer: Option<NpzWriter<File>> },
 }
@@ -66,18 +77,15 @@ impl WriteSamples {
     /// The name of the npz file.
     pub const NPZ: &str = "samples.npz";
 
-    /// `count` images as PNG files in `folder`, which exists; a grid has `columns` of them in a row.
+    /// `count` images as PNG files in `folder`, which exists; a grid has `columns` of them in a row. Several processes of different
+    /// `rank` may fill one folder, each with other images: who finds all of them there makes the grid.
     ///
     /// # Errors
     /// The file system's.
-    pub fn png(folder: &Path, count: u64, columns: usize) -> Result<Self, WriteError> {
-        let there = |index| {
-            let path = folder.join(file_name(index));
-            path.try_exists().map_err(WriteError::at(&path))
-        };
-        let present = (0..count).map(there).collect::<Result<_, _>>()?;
-        let images = Images::Png { folder: folder.to_path_buf(), columns: columns.max(1) };
-        Ok(Self { images, latents: None, present })
+    pub fn png(folder: &Path, count: u64, columns: usize, rank: u64) -> Result<Self, WriteError> {
+        let present = present(folder, count)?;
+        let images = Images::Png { folder: folder.to_path_buf(), columns: columns.max(1), rank };
+        Ok(Self { images, latents: None, present, written: 0 })
     }
 
     /// These images as `samples.npz` in `folder`, which exists.
@@ -92,6 +100,7 @@ impl WriteSamples {
                 images: Images::Npz { folder, writer: None },
                 latents: None,
                 present: vec![true; count],
+                written: 0,
             });
         }
         let part = part_of(&path);
@@ -104,7 +113,7 @@ impl WriteSamples {
             .and_then(|file| NpzWriter::open(file, images))
             .map_err(WriteError::at(&part))?;
         let present = (0..count).map(|index| (index as u64) < writer.rows()).collect();
-        Ok(Self { images: Images::Npz { folder, writer: Some(writer) }, latents: None, present })
+        Ok(Self { images: Images::Npz { folder, writer: Some(writer) }, latents: None, present, written: 0 })
     }
 
     /// Writes the latents to `path` as well.
@@ -155,14 +164,15 @@ impl WriteSamples {
             latents.finish()?;
         }
         match self.images {
-            Images::Png { folder, columns } if wants_grid => {
+            Images::Png { folder, columns, rank } if wants_grid => {
                 let read = |index| {
                     let path = folder.join(file_name(index));
                     let picture = image::open(&path).map_err(|source| WriteError { path, source });
                     picture.map(image::DynamicImage::into_rgb8)
                 };
                 let pictures = (0..self.present.len() as u64).map(read).collect::<Result<Vec<_>, _>>()?;
-                save(&grid(&pictures, columns), &folder.join("grid.png"))?;
+                // Two may find all images there at the same time.
+                save_by(&grid(&pictures, columns), &folder.join("grid.png"), &format!("part{rank}"))?;
             }
             Images::Npz { folder, writer: Some(writer) } => {
                 let path = folder.join(Self::NPZ);
@@ -182,7 +192,7 @@ impl WriteSamples {
 
 impl Sink for WriteSamples {
     type In = SamplePixels;
-    type Output = u64;
+    type Output = Written;
 
     fn consume(&mut self, samples: SamplePixels) -> Result<ControlFlow<()>, BoxError> {
         let latents = samples.latents.axis_iter(Axis(0));
@@ -196,18 +206,32 @@ impl Sink for WriteSamples {
             }
             self.write(index, &picture)?;
             self.present[index as usize] = true;
+            self.written += 1;
         }
         Ok(ControlFlow::Continue(()))
     }
 
-    /// The number of images that are there.
-    fn finish(self, _: End) -> Result<u64, BoxError> {
+    fn finish(mut self, _: End) -> Result<Written, BoxError> {
+        if let Images::Png { folder, .. } = &self.images {
+            // Others may have written meanwhile.
+            self.present = present(folder, self.present.len() as u64)?;
+        }
+        let written = self.written;
         let there = self.present.iter().filter(|present| **present).count();
         if there == self.present.len() {
             self.complete()?;
         }
-        Ok(there as u64)
+        Ok(Written { there: there as u64, written })
     }
+}
+
+/// Which of `count` images are in a folder.
+fn present(folder: &Path, count: u64) -> Result<Vec<bool>, WriteError> {
+    let there = |index| {
+        let path = folder.join(file_name(index));
+        path.try_exists().map_err(WriteError::at(&path))
+    };
+    (0..count).map(there).collect()
 }
 
 /// What image `index` is called in its folder.
@@ -217,7 +241,12 @@ pub fn file_name(index: u64) -> String {
 
 /// A file under this name is whole.
 fn save(picture: &RgbImage, path: &Path) -> Result<(), WriteError> {
-    let part = part_of(path);
+    save_by(picture, path, "part")
+}
+
+/// The same, called with this ending until it is whole.
+fn save_by(picture: &RgbImage, path: &Path, ending: &str) -> Result<(), WriteError> {
+    let part = PathBuf::from(format!("{}.{ending}", path.display()));
     picture
         .save_with_format(&part, ImageFormat::Png)
         .and_then(|()| Ok(fs::rename(&part, path)?))
@@ -297,24 +326,24 @@ mod tests {
         for npz in [false, true] {
             let open = |folder: &Path| {
                 let images = NpzImages { height: 2, width: 3, labels: vec![0; 4] };
-                let write = if npz { WriteSamples::npz(folder, images) } else { WriteSamples::png(folder, 4, 2) };
+                let write = if npz { WriteSamples::npz(folder, images) } else { WriteSamples::png(folder, 4, 2, 0) };
                 write.unwrap().with_latents(&folder.join("l.safetensors"), &LATENT).unwrap()
             };
             let (whole, stopped) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
             let mut write = open(whole.path());
             let _ = write.consume(samples(&[0, 1, 2, 3])).unwrap();
-            assert_eq!(write.finish(End::Complete).unwrap(), 4);
+            assert_eq!(write.finish(End::Complete).unwrap().there, 4);
 
             let mut write = open(stopped.path());
             let _ = write.consume(samples(&[0, 1])).unwrap();
             assert!(!write.is_whole());
-            assert_eq!(write.finish(End::Interrupted).unwrap(), 2);
+            assert_eq!(write.finish(End::Interrupted).unwrap(), Written { there: 2, written: 2 });
             let kept = files(stopped.path());
             assert!(!kept.contains_key("grid.png") && !kept.contains_key("samples.npz"), "{:?}", kept.keys());
             let mut write = open(stopped.path());
             assert_eq!(write.present(), [true, true, false, false]);
             let _ = write.consume(samples(&[0, 1, 2, 3])).unwrap();
-            assert_eq!(write.finish(End::Complete).unwrap(), 4);
+            assert_eq!(write.finish(End::Complete).unwrap().there, 4);
             assert!(files(stopped.path()) == files(whole.path()), "npz: {npz}");
             assert!(!files(whole.path()).keys().any(|name| name.ends_with(".part")));
             assert!(open(whole.path()).is_whole());
