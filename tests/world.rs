@@ -208,6 +208,28 @@ fn a_rank_that_is_lost_ends_the_run_with_its_name_and_the_run_goes_on_from_its_c
 }
 
 #[test]
+fn of_four_ranks_only_the_lost_one_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, run, port) = (data(folder.path()), folder.path().join("run"), port());
+    let start = |rank: usize| {
+        let words = format!("{MODEL} --steps 100000 --world 4 --rank {rank} --master 127.0.0.1:{port}");
+        train(&data, &run, &words).spawn().unwrap()
+    };
+    let mut children: Vec<Child> = (0..4).map(start).collect();
+    wait_for_step(&run, 3.0);
+    let mut gone = children.remove(2);
+    gone.kill().unwrap();
+    gone.wait().unwrap();
+    for child in children {
+        let (code, stderr) = end(child);
+        assert_eq!(code, Some(2), "{stderr}");
+        assert!(stderr.contains("rank 2 no longer answers"), "{stderr}");
+        let others = ["rank 0 no", "rank 1 no", "rank 3 no", "rank 1, ", "rank 2, "];
+        assert!(!others.iter().any(|other| stderr.contains(other)), "{stderr}");
+    }
+}
+
+#[test]
 fn a_signal_to_one_process_stops_all_of_them_at_the_same_step() {
     let folder = tempfile::tempdir().unwrap();
     let data = data(folder.path());

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::Args;
+use pipeline::Interrupt;
 use stages::world::launch::{DEFAULT_TIMEOUT, Launch, LaunchFlags};
 use stages::world::meeting::Meeting;
 
@@ -19,7 +20,7 @@ pub(crate) struct LaunchArgs {
     /// Where process 0 is, and a free port there
     #[arg(long, value_name = "HOST:PORT", help_heading = "Several processes")]
     master: Option<String>,
-    /// The run ends where a process does not answer for so long; longer than the longest step
+    /// The run ends where a process does not answer for so long; longer than the longest step, and than a grid of samples takes
     #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_TIMEOUT.as_secs(), help_heading = "Several processes",
         value_parser = clap::value_parser!(u64).range(1..))]
     timeout: u64,
@@ -92,11 +93,17 @@ impl LaunchArgs {
     }
 
     /// Meets the other processes. `None` where one device is all there is.
-    pub(crate) fn meet(&self, launch: Option<Launch>, devices: usize) -> Result<Option<Meeting>> {
-        if launch.is_none() && devices == 1 {
+    pub(crate) fn meet(
+        &self,
+        launch: Option<Launch>,
+        devices: usize,
+        interrupt: &Interrupt,
+    ) -> Result<Option<Meeting>> {
+        let launch = launch.unwrap_or_else(Launch::alone);
+        if launch.processes * devices == 1 {
             return Ok(None);
         }
-        let launch = launch.unwrap_or_else(Launch::alone);
-        Ok(Some(Meeting::open(launch, devices, Duration::from_secs(self.timeout))?))
+        let meeting = Meeting::open(launch, devices, Duration::from_secs(self.timeout))?;
+        Ok(Some(meeting.watching(interrupt.clone())))
     }
 }

@@ -1,5 +1,6 @@
 //! `pipeline train`: shards in, checkpoints out.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -86,16 +87,20 @@ impl TrainArgs {
 pub(crate) fn run(args: &TrainArgs, runtime: &Runtime) -> Result<Ended> {
     let launch = if args.dry_run { None } else { args.launching.launch()? };
     let devices = parse_local_devices(&args.devices, launch.as_ref().map_or(0, |launch| launch.local))?;
-    let meeting = if args.dry_run { None } else { args.launching.meet(launch, devices.len())? };
+    let meeting = if args.dry_run { None } else { args.launching.meet(launch, devices.len(), runtime.interrupt())? };
     if devices.len() > 1 && devices[0] == Device::Cpu {
         // Each rank of a processor has its part of it.
         share_cpu(devices.len());
     }
-    let ended = train(args, &devices, meeting.as_ref(), runtime);
-    if let (Err(error), Some(meeting)) = (&ended, &meeting) {
-        meeting.tell_failure(&format!("{error:#}"));
+    let Some(meeting) = meeting else { return train(args, &devices, None, runtime) };
+    // libtorch's errors come as panics, and the others wait for this process.
+    let ended = catch_unwind(AssertUnwindSafe(|| train(args, &devices, Some(&meeting), runtime)));
+    match &ended {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => meeting.tell_failure(&format!("{error:#}")),
+        Err(_) => meeting.tell_failure("libtorch failed; its own message says how"),
     }
-    ended
+    ended.unwrap_or_else(|payload| resume_unwind(payload))
 }
 
 fn train(args: &TrainArgs, devices: &[Device], meeting: Option<&Meeting>, runtime: &Runtime) -> Result<Ended> {
@@ -103,9 +108,14 @@ fn train(args: &TrainArgs, devices: &[Device], meeting: Option<&Meeting>, runtim
     let run_dir = RunDir::at(&args.run);
     let leads = meeting.is_none_or(Meeting::leads);
     let (device, ranks) = (devices[0], meeting.map_or_else(|| Ranks::all(devices.len()), Meeting::ranks));
-    let stored = match run_dir.config()?.filter(|_| leads) {
-        Some(text) => Some(RunConfig::parse(&text, &args.run)?),
-        None => None,
+    if meeting.is_some() && device.is_cuda() {
+        bail!(
+            "gradients of several GPUs need NCCL, which this program does not have yet; train on one GPU, or on CPUs"
+        );
+    }
+    let stored = match leads {
+        true => run_dir.config()?.map(|text| RunConfig::parse(&text, &args.run)).transpose()?,
+        false => None,
     };
     let mut resolved = resolve(args, stored.as_ref(), data.config(&args.data)?)?;
     if let Some(meeting) = meeting {
@@ -156,17 +166,17 @@ fn train(args: &TrainArgs, devices: &[Device], meeting: Option<&Meeting>, runtim
         meeting.agree(&resolved.facts(&arithmetic)?)?;
     }
     let arithmetic = if ranks.world > 1 { format!("{arithmetic}, {} ranks", ranks.world) } else { arithmetic };
-    let complete = || {
+    let complete = |done: u64| {
         if leads {
-            show::result(&format!("{} is complete: it has done {steps} steps of {steps}", args.run.display()));
+            show::result(&format!("{} is complete: it has done {done} steps of {steps}", args.run.display()));
         }
         Ok(Ended::already())
     };
     // The header alone tells: a finished run needs no device.
     let newest = if leads { checkpoint::newest(&run_dir.checkpoints(), checkpoint::config)? } else { None };
-    if newest.is_some_and(|newest| newest.step >= steps) {
-        meeting.map_or(Ok(steps), |meeting| meeting.start(steps))?;
-        return complete();
+    if let Some(done) = newest.map(|newest| newest.step).filter(|done| *done > 0 && *done >= steps) {
+        meeting.map_or(Ok(done), |meeting| meeting.start(done))?;
+        return complete(done);
     }
     let fresh = |device| Trainer::new(config.clone(), resolved.data.latent, device, kind);
     let mut first = fresh(device)?;
@@ -174,16 +184,17 @@ fn train(args: &TrainArgs, devices: &[Device], meeting: Option<&Meeting>, runtim
         true => restore(&mut first, &run_dir, &args.run, &resolved.data.dataset, &arithmetic)?,
         false => 0,
     };
-    let first_batch = meeting.map_or(Ok(restored), |meeting| meeting.start(restored))?;
-    if first_batch >= steps {
-        return complete();
-    }
-    let batches = data.batches(&load_from(first_batch))?;
-    // Nothing that is refused above leaves a run behind.
+    // What can be refused here is refused before the others are told to start, and leaves no run behind.
+    let of_first = if leads { Some(data.batches(&load_from(restored))?) } else { None };
     if leads {
         run_dir.begin(&resolved.to_toml()?)?;
-        run_dir.rewind_metrics(first_batch)?;
+        run_dir.rewind_metrics(restored)?;
     }
+    let first_batch = meeting.map_or(Ok(restored), |meeting| meeting.start(restored))?;
+    if !leads && first_batch >= steps {
+        return complete(first_batch);
+    }
+    let batches = of_first.map_or_else(|| data.batches(&load_from(first_batch)), Ok)?;
 
     let mut progress = Progress::new("training", steps);
     let (interval, position) = (progress.interval(), progress.position());
@@ -287,7 +298,7 @@ fn outcome(summary: &TrainSummary, run: &Path, steps: u64, leads: bool) -> Outco
         return Outcome::Interrupted(format!(
             "stopped at step {} of {steps}; a checkpoint is in {}, run the same command to continue",
             summary.step,
-            run.join("checkpoints").display()
+            if leads { run.join("checkpoints").display().to_string() } else { "the run of rank 0".to_owned() }
         ));
     }
     let checkpoints = run.join("checkpoints");

@@ -57,7 +57,14 @@ impl Record {
         let path = folder.join(NAME);
         fs::create_dir_all(folder).with_context(|| format!("cannot make {place}"))?;
         let ours = serde_json::to_value(self)?;
-        if path.try_exists().with_context(|| format!("cannot read {}", path.display()))? {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(folder).with_context(|| format!("cannot read {place}"))? {
+            names.push(entry.with_context(|| format!("cannot read {place}"))?.file_name());
+        }
+        // Another process that shares the folder may write it at any time, and images after it.
+        if names.iter().any(|name| name == NAME)
+            || path.try_exists().with_context(|| format!("cannot read {}", path.display()))?
+        {
             let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
             let theirs: Value = serde_json::from_slice(&text)
                 .with_context(|| format!("{} is not JSON; give a new folder", path.display()))?;
@@ -68,12 +75,7 @@ impl Record {
             }
             return Ok(());
         }
-        for entry in fs::read_dir(folder).with_context(|| format!("cannot read {place}"))? {
-            let name = entry.with_context(|| format!("cannot read {place}"))?.file_name();
-            if name == NAME {
-                // Another process was here meanwhile.
-                return self.claim(folder, rank);
-            }
+        for name in names {
             if !name.to_string_lossy().starts_with(PART) {
                 let name = name.to_string_lossy();
                 bail!(

@@ -21,7 +21,7 @@ use pipeline::{Background, BoxError, End, Interrupt, Sink, Slab};
 use super::checkpoint::{Keep, Marks, Snapshot, Writer};
 use super::grids::Grids;
 use super::run_dir::{Metrics, RunDir, StageFigures};
-use super::step::Trainer;
+use super::step::{StepFigures, Trainer};
 use super::tensorboard::{self, EventLog};
 use super::together::Together;
 use super::window::Window;
@@ -90,8 +90,6 @@ pub struct TrainSteps {
     leads: bool,
     /// Whether all ranks know that the run ends here.
     agreed: bool,
-    /// Whether the others know how this rank ended, or it ended well.
-    ended: bool,
 }
 
 /// A run ends where so many steps and more were skipped one after the other: the weights are no longer changed, and nothing else
@@ -149,7 +147,6 @@ impl TrainSteps {
             together: None,
             leads: true,
             agreed: false,
-            ended: false,
         }
     }
 
@@ -182,7 +179,8 @@ impl TrainSteps {
     }
 
     /// An error of a collective says little: what became of the other ranks says more.
-    fn blamed(&self, error: NativeError) -> BoxError {
+    fn blamed(&mut self, error: NativeError) -> BoxError {
+        self.trainer.leave();
         match &self.together {
             Some(together) => together.peers.blame(&error).into(),
             None => error.into(),
@@ -206,12 +204,22 @@ impl TrainSteps {
         let rows = host.rows.start as i64;
         let views = self.trainer.draw_views()?.slice(rows, host.labels.len() as i64);
         let batch = self.feeder.feed(host, Some(&views.posterior_noise))?;
-        let before = self.trainer.step;
-        let stepped = self.trainer.step(&batch, &views, look);
-        // Where the exchange of gradients fails, nothing but they has changed.
-        self.whole = stepped.is_ok() || self.together.is_some() && self.trainer.step == before;
-        self.window.add(stepped.map_err(|error| self.blamed(error))?);
+        let computed = self.trainer.compute_gradients(&batch, &views, look);
+        // Nothing but the gradients has changed where it failed.
+        self.whole = computed.is_err();
+        let (losses, features) = computed.map_err(|error| self.blamed(error))?;
+        let [gradient_norm, skipped] = self.trainer.update()?;
+        self.window.add(StepFigures { losses, features, gradient_norm, skipped });
+        self.whole = true;
         Ok(())
+    }
+
+    /// All ranks must still have the same weights; what differs is not saved.
+    fn check(&mut self) -> Result<(), WorldError> {
+        let Some(together) = &self.together else { return Ok(()) };
+        let checked = together.check(&self.trainer);
+        self.whole &= !matches!(checked, Err(WorldError::Diverged { .. }));
+        checked
     }
 
     /// Hands the state to the writer, unless it has it already.
@@ -296,9 +304,7 @@ impl TrainSteps {
         }
         self.waits.merge(&self.window.waits);
         let mut metrics = self.window.read(&self.trainer, self.together.as_ref())?;
-        if let Some(together) = &self.together {
-            together.check(&self.trainer)?;
-        }
+        self.check()?;
         metrics.run_wait = last.then(|| self.waits.figures());
         if let Some(stages) = (self.listener.stages)() {
             self.stages = stages;
@@ -362,6 +368,9 @@ impl TrainSteps {
             self.settle()?;
         }
         if stop || step.is_multiple_of(save) {
+            if !log {
+                self.check()?;
+            }
             self.save()?;
         }
         self.idle_since = Instant::now();
@@ -369,11 +378,12 @@ impl TrainSteps {
     }
 
     /// The others hear why this rank ends, unless it is they who ended.
-    fn told<T>(&mut self, result: Result<T, BoxError>) -> Result<T, BoxError> {
+    fn told<T>(&self, result: Result<T, BoxError>) -> Result<T, BoxError> {
         let (Err(error), Some(together)) = (&result, &self.together) else { return result };
-        self.ended = true;
         match error.downcast_ref::<WorldError>() {
-            Some(WorldError::Failed(_) | WorldError::Lost { .. } | WorldError::Torn(_)) => {}
+            Some(WorldError::Failed(_) | WorldError::Torn(_)) => {}
+            // Its store is gone with it.
+            Some(WorldError::Lost { whom, .. }) if whom == "rank 0" => {}
             _ => together.peers.tell_failure(&error.to_string()),
         }
         result
@@ -389,7 +399,6 @@ impl TrainSteps {
         self.settle()?;
         // A checkpoint that could not be written is everybody's failure, and rank 0 holds the keys of all.
         self.together.as_ref().map_or(Ok(()), |together| together.peers.wait_for_all())?;
-        self.ended = true;
         Ok(())
     }
 }
@@ -415,9 +424,6 @@ impl Sink for TrainSteps {
 impl Drop for TrainSteps {
     /// A run that fails, because a block cannot be read or a disk is full, keeps the steps that were done.
     fn drop(&mut self) {
-        if let Some(together) = self.together.as_ref().filter(|_| !self.ended) {
-            together.peers.tell_failure("its batches ended early; its own message says why");
-        }
         // The failure itself is reported; that a checkpoint failed too changes nothing about it.
         let _ = self.settle();
         if self.whole && self.trainer.step > self.began {

@@ -104,6 +104,11 @@ impl Trainer {
         Ok(())
     }
 
+    /// Leaves the others, which notice it where they wait for this one.
+    pub fn leave(&mut self) {
+        self.exchange = None;
+    }
+
     /// The draws of the current step, for the global batch.
     pub fn draw_views(&self) -> Result<Views, NativeError> {
         let TrainConfig { objective, train, .. } = &self.config;

@@ -13,9 +13,10 @@
 //! | `left/P` | process P knows that nothing is begun |
 //! | `here/R` | rank R still answers ([`super::peers`]) |
 
-use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use pipeline::{Interrupt, within};
 
 use super::WorldError;
 use super::launch::Launch;
@@ -28,7 +29,7 @@ use crate::native::c10d::Store;
 const LOOK: Duration = Duration::from_millis(50);
 
 /// So long the process that holds the store waits for the others to know why it ends.
-const LEAVE: Duration = Duration::from_secs(10);
+const LEAVE: Duration = Duration::from_secs(5);
 
 /// Why a rank ended, of the first that did.
 pub(super) const FAILED: &str = "failed";
@@ -41,8 +42,7 @@ pub struct Meeting {
     /// Ranks of this process, and of every other.
     devices: usize,
     timeout: Duration,
-    /// From here on the ranks find out about each other themselves.
-    begun: Cell<bool>,
+    interrupt: Interrupt,
 }
 
 impl Meeting {
@@ -58,7 +58,12 @@ impl Meeting {
         })?;
         // Where it chose a port itself.
         launch.place.port = store.port();
-        Ok(Self { launch, store: Arc::new(store), devices, timeout, begun: Cell::new(false) })
+        Ok(Self { launch, store: Arc::new(store), devices, timeout, interrupt: Interrupt::default() })
+    }
+
+    /// Whoever waits here looks at `interrupt` too.
+    pub fn watching(self, interrupt: Interrupt) -> Self {
+        Self { interrupt, ..self }
     }
 
     /// The ranks of this process.
@@ -120,12 +125,10 @@ impl Meeting {
         if self.leads() {
             self.store.set("start", steps.to_string().as_bytes())?;
             self.hear_all("started", self.timeout)?;
-            self.begun.set(true);
             return Ok(steps);
         }
         let told = self.hear("start", "rank 0")?;
         self.store.set(&format!("started/{}", self.launch.process), b"")?;
-        self.begun.set(true);
         told.parse().map_err(|_| WorldError::Failed(format!("rank 0 says that {told:?} steps are done")))
     }
 
@@ -138,52 +141,62 @@ impl Meeting {
     /// Tells the others why this process ends, unless one has ended before.
     pub fn tell_failure(&self, why: &str) {
         tell(&self.store, format!("process {} ended: {why}", self.launch.process));
-        if self.begun.get() {
-            return;
-        }
         if self.leads() {
             // The store goes with it, and others may not even have come.
             let _ = self.hear_all("left", LEAVE.min(self.timeout));
         } else {
-            let _ = self.store.set(&format!("left/{}", self.launch.process), b"");
+            let (store, key) = (Arc::clone(&self.store), format!("left/{}", self.launch.process));
+            let _ = within(LEAVE, "leave", move || store.set(&key, b""));
         }
     }
 
     /// Waits until all other processes have set their key.
     fn hear_all(&self, key: &str, timeout: Duration) -> Result<(), WorldError> {
         let began = Instant::now();
-        for other in 1..self.launch.processes {
-            while !self.store.has(&format!("{key}/{other}"))? {
-                if began.elapsed() > timeout {
-                    return Err(self.late(&format!("process {other}"), timeout));
-                }
-                std::thread::sleep(LOOK);
-            }
-        }
-        Ok(())
-    }
-
-    fn late(&self, whom: &str, timeout: Duration) -> WorldError {
-        let who = format!("process {}", self.launch.process);
-        WorldError::Late { who, whom: whom.to_owned(), seconds: timeout.as_secs() }
+        (1..self.launch.processes).try_for_each(|other| {
+            let left = timeout.saturating_sub(began.elapsed());
+            self.wait(&format!("{key}/{other}"), &format!("process {other}"), left, key == "started")
+        })
     }
 
     /// The value of a key that `whom` sets.
     fn hear(&self, key: &str, whom: &str) -> Result<String, WorldError> {
+        self.wait(key, whom, self.timeout, true)?;
+        let value = self.store.get(key, self.timeout)?;
+        Ok(String::from_utf8_lossy(&value).into_owned())
+    }
+
+    /// Waits for a key that `whom` sets; no longer where one has failed, unless that is known.
+    fn wait(&self, key: &str, whom: &str, timeout: Duration, look: bool) -> Result<(), WorldError> {
         let began = Instant::now();
         loop {
-            if self.store.has(key)? {
-                let value = self.store.get(key, self.timeout)?;
-                return Ok(String::from_utf8_lossy(&value).into_owned());
+            if self.has(key)? {
+                return Ok(());
             }
-            if self.store.has(FAILED)? {
+            if look && self.has(FAILED)? {
                 let why = self.store.get(FAILED, self.timeout)?;
                 return Err(WorldError::Failed(String::from_utf8_lossy(&why).into_owned()));
             }
-            if began.elapsed() > self.timeout {
-                return Err(self.late(whom, self.timeout));
+            if look && self.interrupt.requested() {
+                return Err(WorldError::Failed("interrupted before the processes had met".to_owned()));
+            }
+            if began.elapsed() > timeout {
+                return Err(WorldError::Late {
+                    who: format!("process {}", self.launch.process),
+                    whom: whom.to_owned(),
+                    seconds: timeout.as_secs(),
+                });
             }
             std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Whether a key is set; the machine of the store may stand still.
+    fn has(&self, key: &str) -> Result<bool, WorldError> {
+        let (store, key) = (Arc::clone(&self.store), key.to_owned());
+        match within(self.timeout, "look", move || store.has(&key)) {
+            Ok(Some(found)) => Ok(found?),
+            _ => Err(WorldError::Lost { whom: "rank 0".to_owned(), heard: "its store does not answer".to_owned() }),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What the ranks of a run tell each other while they train, besides the gradients.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -39,7 +40,8 @@ pub struct Peers {
     world: usize,
     store: Arc<Store>,
     /// Gloo, whatever the gradients go through: what goes through it is on the CPU and small.
-    control: Group,
+    /// None once something was lost.
+    control: RefCell<Option<Group>>,
     timeout: Duration,
 }
 
@@ -50,6 +52,10 @@ impl Joining {
     /// [`WorldError::Late`], [`WorldError::Failed`] or [`WorldError::Lost`] where not all come.
     pub fn join(&self, device: Device) -> Result<(Peers, Group), WorldError> {
         let store = Arc::new(self.store("")?);
+        if store.has(FAILED)? {
+            let why = store.get(FAILED, self.timeout)?;
+            return Err(WorldError::Failed(String::from_utf8_lossy(&why).into_owned()));
+        }
         let lost = |error| lost(&store, [self.rank, self.world], self.timeout, &error);
         let control = self.gloo("/control").map_err(lost)?;
         let gradients = match device {
@@ -59,7 +65,7 @@ impl Joining {
             }
         };
         let Self { rank, world, timeout, .. } = *self;
-        Ok((Peers { rank, world, store, control, timeout }, gradients))
+        Ok((Peers { rank, world, store, control: RefCell::new(Some(control)), timeout }, gradients))
     }
 
     fn store(&self, part: &str) -> Result<Store, NativeError> {
@@ -93,7 +99,7 @@ impl Peers {
         no_grad(|| {
             for tensor in tensors {
                 let mut copy = tensor.to_device(Device::Cpu).contiguous();
-                self.done(self.control.broadcast(&mut copy, 0))?;
+                self.done(|group| group.broadcast(&mut copy, 0))?;
                 if self.rank != 0 {
                     tensor.copy_(&copy);
                 }
@@ -108,7 +114,7 @@ impl Peers {
     /// Those of [`Self::blame`].
     pub fn sum(&self, values: &[f64]) -> Result<Vec<f64>, WorldError> {
         let mut sums = Tensor::from_slice(values);
-        self.done(self.control.all_reduce(&mut sums))?;
+        self.done(|group| group.all_reduce(&mut sums))?;
         Ok(Vec::try_from(sums).expect("f64, of one dimension"))
     }
 
@@ -141,7 +147,7 @@ impl Peers {
             Tensor::stack(&sums, 0).to_device(Device::Cpu)
         });
         let mut of_first = sums.copy();
-        self.done(self.control.broadcast(&mut of_first, 0))?;
+        self.done(|group| group.broadcast(&mut of_first, 0))?;
         let same = Vec::<bool>::try_from(sums.eq_tensor(&of_first)).expect("one dimension");
         // Which parameter differs first, counted from 1, in the place of this rank.
         let mut differs = vec![0.0; self.world];
@@ -156,8 +162,10 @@ impl Peers {
         }
     }
 
-    /// What became of the others where a collective failed: waits a while for those that still answer, and names the rest.
+    /// What became of the others where a collective failed: leaves the group, waits a while for those that still answer, and names the rest.
     pub fn blame(&self, error: &NativeError) -> WorldError {
+        // Who waits for this rank notices by it, and says that it is there.
+        drop(self.control.take());
         lost(&self.store, [self.rank, self.world], self.timeout, error)
     }
 
@@ -166,8 +174,12 @@ impl Peers {
         tell(&self.store, format!("rank {} ended: {why}", self.rank));
     }
 
-    fn done(&self, work: Result<Work, NativeError>) -> Result<(), WorldError> {
-        work.and_then(Work::wait).map_err(|error| self.blame(&error))
+    fn done(&self, begin: impl FnOnce(&Group) -> Result<Work, NativeError>) -> Result<(), WorldError> {
+        let done = match &*self.control.borrow() {
+            Some(group) => begin(group).and_then(Work::wait),
+            None => return Err(WorldError::Torn("the group was left".to_owned())),
+        };
+        done.map_err(|error| self.blame(&error))
     }
 }
 
