@@ -199,7 +199,8 @@ fn a_rank_that_is_lost_ends_the_run_with_its_name_and_the_run_goes_on_from_its_c
         gone.wait().unwrap();
         assert_eq!(code, Some(2), "{stderr}");
         assert!(stderr.contains(&format!("rank {lost} no longer answers")), "{how} {lost}: {stderr}");
-        assert!(took < Duration::from_secs(25), "{how} {lost}: {took:?}");
+        // What docs/examples promises: half a minute after --timeout.
+        assert!(took < Duration::from_secs(36), "{how} {lost}: {took:?}");
         let done = steps(&run);
         let words = format!("{MODEL} --steps {}", done as u64 + 2);
         end_well(pair(&data, &run, [&words, &words]));
