@@ -1,5 +1,5 @@
 # Every target sets up what it needs; a second run finds it done.
-.PHONY: demo test test-libjpeg test-interop lint setup build fuzz soak clean
+.PHONY: demo test test-libjpeg test-interop test-nccl lint setup build nccl fuzz soak clean
 
 DEMO ?= demo/
 FUZZ_SECONDS ?= 60
@@ -30,6 +30,14 @@ lint: setup
 
 build: setup
 	cargo build --release
+
+# What several GPUs sum gradients by, beside the program; wants a full torch 2.11.0.
+nccl:
+	@.cargo/build-nccl.sh target/release
+
+# That it loads and says what it lacks without a GPU, or sums on the one that is there.
+test-nccl: setup nccl
+	DUALPATH_NCCL=$(CURDIR)/target/release/libdualpath_nccl.so cargo test -p stages --lib nccl -- --ignored
 
 # Every parser of untrusted bytes, this long each; a crash stops it and leaves its input in shards/fuzz/artifacts/.
 fuzz:

@@ -108,11 +108,6 @@ fn train(args: &TrainArgs, devices: &[Device], meeting: Option<&Meeting>, runtim
     let run_dir = RunDir::at(&args.run);
     let leads = meeting.is_none_or(Meeting::leads);
     let (device, ranks) = (devices[0], meeting.map_or_else(|| Ranks::all(devices.len()), Meeting::ranks));
-    if meeting.is_some() && device.is_cuda() {
-        bail!(
-            "gradients of several GPUs need NCCL, which this program does not have yet; train on one GPU, or on CPUs"
-        );
-    }
     let stored = match leads {
         true => run_dir.config()?.map(|text| RunConfig::parse(&text, &args.run)).transpose()?,
         false => None,

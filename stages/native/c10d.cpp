@@ -1,6 +1,7 @@
 #include "c10d.h"
 
 #include <cstring>
+#include <dlfcn.h>
 #include <string>
 
 #define USE_C10D_GLOO
@@ -74,16 +75,31 @@ char *dualpath_group_gloo(void *store, int rank, int world, const char *interfac
     } else {
       options->devices.push_back(Gloo::createDefaultDevice());
     }
-    *group = owned<Group>(c10::make_intrusive<Gloo>(store_of(store), rank, world, std::move(options)));
+    *group = owned<Group>({c10::make_intrusive<Gloo>(store_of(store), rank, world, std::move(options))});
   });
 }
 
-void dualpath_group_free(void *group) { delete static_cast<Group *>(group); }
+char *dualpath_group_nccl(const char *library, void *store, int rank, int world, int device, int64_t timeout_ms, void **group) {
+  using Make = char *(void *, int, int, int, int64_t, void **);
+  Make *make = nullptr;
+  char *failed = guarded([&] {
+    void *opened = dlopen(library, RTLD_NOW);
+    if (opened) make = reinterpret_cast<Make *>(dlsym(opened, "dualpath_nccl_group"));
+    if (!make) throw std::runtime_error(dlerror());
+  });
+  return failed ? failed : make(store, rank, world, device, timeout_ms, group);
+}
+
+void dualpath_group_free(void *group) {
+  std::unique_ptr<Group> taken(static_cast<Group *>(group));
+  // A group that lost a rank has nothing left to close.
+  free(guarded([&] { taken->backend->shutdown(); }));
+}
 
 char *dualpath_group_all_reduce(void *group, torch::Tensor *tensor, void **work) {
   return guarded([&] {
     std::vector<at::Tensor> tensors{*tensor};
-    *work = owned<Work>(group_of(group)->allreduce(tensors));
+    *work = owned<Work>(group_of(group).begun(group_of(group).backend->allreduce(tensors)));
   });
 }
 
@@ -92,13 +108,13 @@ char *dualpath_group_broadcast(void *group, torch::Tensor *tensor, int root, voi
     c10d::BroadcastOptions options;
     options.rootRank = root;
     std::vector<at::Tensor> tensors{*tensor};
-    *work = owned<Work>(group_of(group)->broadcast(tensors, options));
+    *work = owned<Work>(group_of(group).begun(group_of(group).backend->broadcast(tensors, options)));
   });
 }
 
 char *dualpath_work_wait(void *work) {
   std::unique_ptr<Work> taken(static_cast<Work *>(work));
-  return guarded([&] { (*taken)->wait(); });
+  return guarded([&] { taken->wait(); });
 }
 
 void dualpath_work_free(void *work) { delete static_cast<Work *>(work); }

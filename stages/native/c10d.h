@@ -13,8 +13,24 @@
 #include <torch/csrc/distributed/c10d/Store.hpp>
 
 using Store = c10::intrusive_ptr<c10d::Store>;
-using Group = c10::intrusive_ptr<c10d::Backend>;
-using Work = c10::intrusive_ptr<c10d::Work>;
+
+// A collective under way.
+struct Work {
+  c10::intrusive_ptr<c10d::Work> begun;
+  std::chrono::milliseconds patience;
+
+  // NCCL's would only make the device wait, without a deadline: a rank that is lost would be noticed by nobody.
+  void wait() { begun->wait(patience); }
+};
+
+// Ranks that reduce and copy together.
+struct Group {
+  c10::intrusive_ptr<c10d::Backend> backend;
+  // How long to wait for a collective; 0 where the backend has a deadline itself.
+  std::chrono::milliseconds patience = kNoTimeout;
+
+  Work begun(c10::intrusive_ptr<c10d::Work> work) const { return {std::move(work), patience}; }
+};
 
 extern "C" {
 
@@ -33,6 +49,9 @@ void dualpath_store_free(void *store);
 // longer than `timeout_ms` fails. Freed with dualpath_group_free.
 char *dualpath_group_gloo(void *store, int rank, int world, const char *interface, const char *host, int64_t timeout_ms,
                           void **group);
+// An NCCL group for tensors on GPU `device`, by the shared object at `library` (nccl/nccl.cpp); libtorch_cuda must be loaded. The
+// ranks meet at the first collective. Freed as above.
+char *dualpath_group_nccl(const char *library, void *store, int rank, int world, int device, int64_t timeout_ms, void **group);
 void dualpath_group_free(void *group);
 
 // Sums `tensor` over the ranks, in place, or copies that of `root` to all. All ranks call the same in the same order. The tensor

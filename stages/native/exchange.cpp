@@ -70,7 +70,7 @@ class Exchange {
     armed_ = false;
     while (!failure_ && sent_ < buckets_.size()) send();
     if (failure_) std::rethrow_exception(failure_);
-    for (Work &work : works_) work->wait();
+    for (Work &work : works_) work.wait();
     works_.clear();
     return early;
   }
@@ -93,7 +93,7 @@ class Exchange {
         slice[0].add_(computed);
         computed.zero_();
       }
-      works_.push_back(group_->allreduce(slice));
+      works_.push_back(group_.begun(group_.backend->allreduce(slice)));
       sent_ += 1;
     } catch (...) {
       failure_ = std::current_exception();

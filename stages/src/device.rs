@@ -1,7 +1,8 @@
 //! Which devices a run uses, and in which precision.
 //!
 //! The program links the CPU side of libtorch only. When a run asks for CUDA, the CUDA side is loaded from a full
-//! torch of the same version: `DUALPATH_TORCH_LIB`, or the one that `python3` imports.
+//! torch of the same version: `DUALPATH_TORCH_LIB`, or the one that `python3` imports. What several GPUs exchange gradients by is built
+//! against that torch too ([`nccl_library`]).
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -31,6 +32,12 @@ pub enum DeviceError {
         /// Number of devices.
         found: i64,
     },
+    /// Several GPUs were asked for, and what they exchange gradients by was not built.
+    #[error(
+        "several GPUs exchange gradients by NCCL, and {0} is not there: `make nccl` builds it beside the program, or \
+         DUALPATH_NCCL names it"
+    )]
+    NoNccl(String),
     /// Not `auto`, `f32` or `bf16`.
     #[error("precision {0:?} is not understood; write auto, f32 or bf16")]
     UnknownPrecision(String),
@@ -144,6 +151,18 @@ fn load_cuda() -> Result<(), DeviceError> {
         return Err(DeviceError::NoCudaLibrary(format!("{} is not the lib folder of torch 2.11.0", folder.display())));
     }
     open_library(&folder.join("libtorch_cuda.so")).map_err(|e| DeviceError::NoCudaLibrary(e.to_string()))
+}
+
+/// The shared object of NCCL groups (`native/nccl/`): `DUALPATH_NCCL`, or `libdualpath_nccl.so` beside the program.
+///
+/// # Errors
+/// [`DeviceError::NoNccl`].
+pub fn nccl_library() -> Result<PathBuf, DeviceError> {
+    let path = match std::env::var_os("DUALPATH_NCCL") {
+        Some(path) => path.into(),
+        None => std::env::current_exe().unwrap_or_default().with_file_name("libdualpath_nccl.so"),
+    };
+    if path.is_file() { Ok(path) } else { Err(DeviceError::NoNccl(path.display().to_string())) }
 }
 
 fn torch_lib() -> Option<PathBuf> {

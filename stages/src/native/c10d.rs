@@ -6,6 +6,7 @@
 
 use std::ffi::{CString, c_char, c_void};
 use std::fmt;
+use std::path::Path;
 use std::time::Duration;
 
 use tch::{Kind, Tensor};
@@ -41,6 +42,15 @@ unsafe extern "C" {
         timeout_ms: i64,
         group: *mut *mut c_void,
     ) -> *mut c_char;
+    fn dualpath_group_nccl(
+        library: *const c_char,
+        store: *mut c_void,
+        rank: i32,
+        world: i32,
+        device: i32,
+        timeout_ms: i64,
+        group: *mut *mut c_void,
+    ) -> *mut c_char;
     fn dualpath_group_free(group: *mut c_void);
     fn dualpath_group_all_reduce(group: *mut c_void, tensor: tensor, work: *mut *mut c_void) -> *mut c_char;
     fn dualpath_group_broadcast(group: *mut c_void, tensor: tensor, root: i32, work: *mut *mut c_void) -> *mut c_char;
@@ -63,6 +73,10 @@ unsafe extern "C" {
 
 fn c_text(text: &str) -> Result<CString, NativeError> {
     CString::new(text).map_err(|_| NativeError(format!("{text:?} holds a zero byte")))
+}
+
+fn c_number(n: usize) -> Result<i32, NativeError> {
+    i32::try_from(n).map_err(|_| NativeError(format!("{n} is too large a number")))
 }
 
 fn ms(time: Duration) -> i64 {
@@ -191,16 +205,45 @@ impl Group {
         timeout: Duration,
     ) -> Result<Self, NativeError> {
         let (interface, host) = (c_text(interface)?, c_text(host)?);
-        let number = |n: usize| i32::try_from(n).map_err(|_| NativeError(format!("{n} ranks are too many")));
         let mut group = std::ptr::null_mut();
         // SAFETY: the store lives, the texts are not kept, and the group is written before it returns without a message.
         checked(unsafe {
             dualpath_group_gloo(
                 store.raw,
-                number(rank)?,
-                number(world)?,
+                c_number(rank)?,
+                c_number(world)?,
                 interface.as_ptr(),
                 host.as_ptr(),
+                ms(timeout),
+                &raw mut group,
+            )
+        })?;
+        Ok(Self(group))
+    }
+
+    /// An NCCL group, for tensors on GPU number `device`, by the shared object at `library` (`make nccl`). The CUDA side of libtorch
+    /// must be loaded. The ranks meet at the first collective, and whoever waits for one waits on the host, so that a rank that is
+    /// lost is noticed.
+    ///
+    /// # Errors
+    /// The library cannot be loaded, or there is no such GPU.
+    pub fn nccl(
+        library: &Path,
+        store: &Store,
+        [rank, world]: [usize; 2],
+        device: usize,
+        timeout: Duration,
+    ) -> Result<Self, NativeError> {
+        let library = c_text(&library.to_string_lossy())?;
+        let mut group = std::ptr::null_mut();
+        // SAFETY: the store lives, the path is not kept, and the group is written before it returns without a message.
+        checked(unsafe {
+            dualpath_group_nccl(
+                library.as_ptr(),
+                store.raw,
+                c_number(rank)?,
+                c_number(world)?,
+                c_number(device)?,
                 ms(timeout),
                 &raw mut group,
             )
@@ -234,7 +277,7 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // SAFETY: the pointer came from dualpath_group_gloo and is not used again.
+        // SAFETY: the pointer came from one of the functions above and is not used again.
         unsafe { dualpath_group_free(self.0) };
     }
 }
@@ -397,6 +440,30 @@ mod tests {
         let began = std::time::Instant::now();
         assert!(other.get("never", Duration::from_millis(50)).is_err());
         assert!(began.elapsed() < TIMEOUT);
+    }
+
+    /// `make test-nccl`.
+    #[test]
+    #[ignore = "needs a full torch and the shared object of `make nccl`"]
+    fn nccl_sums_on_a_gpu_or_says_that_there_is_none() {
+        use crate::device::{nccl_library, parse_devices};
+        let library = nccl_library().unwrap();
+        // Loads the CUDA side of libtorch, whether or not there is a device.
+        let devices = parse_devices("auto").unwrap();
+        let place = Place { host: "127.0.0.1".into(), port: 0, prefix: "test".into() };
+        let store = Store::open(&place, true, TIMEOUT).unwrap();
+        let group = Group::nccl(&library, &store, [0, 1], 0, TIMEOUT);
+        match devices[0] {
+            Device::Cuda(_) => {
+                let mut values = Tensor::from_slice(&[1.0f32, 2.0]).to_device(devices[0]);
+                group.unwrap().all_reduce(&mut values).unwrap().wait().unwrap();
+                assert_eq!(Vec::<f32>::try_from(values.to_device(Device::Cpu)).unwrap(), [1.0, 2.0]);
+            }
+            _ => {
+                let error = group.unwrap_err().to_string();
+                assert!(error.contains("no GPUs found"), "{error}");
+            }
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What the ranks of a run tell each other while they train, besides the gradients.
 
 use std::cell::RefCell;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 use super::WorldError;
 use super::launch::Launch;
 use super::meeting::FAILED;
+use crate::device::nccl_library;
 use crate::method::layout::ParameterSpec;
 use crate::method::parameters::{in_order, views};
 use crate::native::NativeError;
@@ -59,10 +61,11 @@ impl Joining {
         let lost = |error| lost(&store, [self.rank, self.world], self.timeout, &error);
         let control = self.gloo("/control").map_err(lost)?;
         let gradients = match device {
-            Device::Cpu => self.gloo("/gradients").map_err(lost)?,
-            _ => {
-                return Err(WorldError::Failed("gradients of several GPUs need NCCL, which this program does not have yet; train on one GPU, or on CPUs".to_owned()));
+            Device::Cuda(gpu) => {
+                let library = nccl_library().map_err(|error| WorldError::Failed(error.to_string()))?;
+                self.nccl(&library, "/gradients", gpu).map_err(lost)?
             }
+            _ => self.gloo("/gradients").map_err(lost)?,
         };
         let Self { rank, world, timeout, .. } = *self;
         Ok((Peers { rank, world, store, control: RefCell::new(Some(control)), timeout }, gradients))
@@ -77,6 +80,14 @@ impl Joining {
     fn gloo(&self, part: &str) -> Result<Group, NativeError> {
         let ranks = [self.rank, self.world];
         Group::gloo(&self.store(part)?, ranks, &self.launch.interface, self.launch.bind(), self.timeout)
+    }
+
+    fn nccl(&self, library: &Path, part: &str, gpu: usize) -> Result<Group, NativeError> {
+        let group = Group::nccl(library, &self.store(part)?, [self.rank, self.world], gpu, self.timeout)?;
+        // The ranks meet here, and not in the middle of the first backward pass.
+        let mut here = Tensor::ones([1], (Kind::Float, Device::Cuda(gpu)));
+        group.all_reduce(&mut here)?.wait()?;
+        Ok(group)
     }
 }
 
