@@ -184,10 +184,10 @@ template <typename T> struct Loops {
     }
   }
 
-  static void gather(Head head, const T *from, const T *bias, A factor, A *to) {
+  template <typename To> static void gather_to(Head head, const T *from, const T *bias, A factor, To *to) {
     for (int64_t row = 0; row < head.tokens; ++row) {
       const T *in = from + row * head.stride;
-      A *out = to + row * head.width;
+      To *out = to + row * head.width;
       if (bias) {
 #pragma omp simd
         for (int64_t i = 0; i < head.width; ++i) store(out + i, (load(in + i) + load(bias + i)) * factor);
@@ -198,9 +198,14 @@ template <typename T> struct Loops {
     }
   }
 
-  static void scatter(Head head, const A *from, A factor, T *to, A *d_bias) {
+  static void gather(Head head, const T *from, const T *bias, A factor, A *to, T *own) {
+    if (to) gather_to(head, from, bias, factor, to);
+    if (own) gather_to(head, from, bias, factor, own);
+  }
+
+  static void scatter(Head head, const T *from, A factor, T *to, A *d_bias) {
     for (int64_t row = 0; row < head.tokens; ++row) {
-      const A *in = from + row * head.width;
+      const T *in = from + row * head.width;
       T *out = to + row * head.stride;
 #pragma omp simd
       for (int64_t i = 0; i < head.width; ++i) store(out + i, load(in + i) * factor);
@@ -210,10 +215,11 @@ template <typename T> struct Loops {
     }
   }
 
-  static void softmax(Rows rows, A *s, A *statistics) {
+  static void softmax(Rows rows, A *s, A *statistics, T *p) {
     const int64_t width = rows.width;
     for (int64_t row = rows.begin; row < rows.end; ++row) {
       A *at = s + row * width;
+      T *out = p + row * width;
       A most = at[0], sum = 0;
 #pragma omp simd reduction(max : most)
       for (int64_t i = 0; i < width; ++i) most = at[i] > most ? at[i] : most;
@@ -226,17 +232,21 @@ template <typename T> struct Loops {
       statistics[2 * row] = most;
       statistics[2 * row + 1] = over;
 #pragma omp simd
-      for (int64_t i = 0; i < width; ++i) at[i] *= over;
+      for (int64_t i = 0; i < width; ++i) store(out + i, at[i] * over);
     }
   }
 
-  static void softmax_again(Rows rows, A *s, const A *statistics) {
+  static void softmax_again(Rows rows, A *s, const A *statistics, T *p) {
     const int64_t width = rows.width;
     for (int64_t row = rows.begin; row < rows.end; ++row) {
       A *at = s + row * width;
+      T *out = p + row * width;
       const A most = statistics[2 * row], over = statistics[2 * row + 1];
 #pragma omp simd
-      for (int64_t i = 0; i < width; ++i) at[i] = exponential(at[i] - most) * over;
+      for (int64_t i = 0; i < width; ++i) {
+        at[i] = exponential(at[i] - most) * over;
+        store(out + i, at[i]);
+      }
     }
   }
 
@@ -250,14 +260,14 @@ template <typename T> struct Loops {
     }
   }
 
-  static void softmax_backward(Rows rows, const A *p, const A *delta, A *dp) {
+  static void softmax_backward(Rows rows, const A *p, const A *delta, const A *dp, T *ds) {
     const int64_t width = rows.width;
     for (int64_t row = rows.begin; row < rows.end; ++row) {
-      const A *weight = p + row * width;
-      A *at = dp + row * width;
+      const A *weight = p + row * width, *in = dp + row * width;
+      T *out = ds + row * width;
       const A less = delta[row];
 #pragma omp simd
-      for (int64_t i = 0; i < width; ++i) store(at + i, load(weight + i) * (load(at + i) - less));
+      for (int64_t i = 0; i < width; ++i) store(out + i, weight[i] * (in[i] - less));
     }
   }
 

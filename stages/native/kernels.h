@@ -67,19 +67,19 @@ template <typename T> struct Kernels {
   // Makes df of dg in place, and g once more; the sum of df over rows is added to d_bias.
   void (*gelu_backward)(Rows, const T *f, const T *bias, T *dg, T *g, A *d_bias);
 
-  // to = (from + bias) factor, dense; bias may be null.
-  void (*gather)(Head, const T *from, const T *bias, A factor, A *to);
+  // to = own = (from + bias) factor, dense; bias, and one of the results, may be null.
+  void (*gather)(Head, const T *from, const T *bias, A factor, A *to, T *own);
   // to = from factor; the sum over rows is added to d_bias, which may be null.
-  void (*scatter)(Head, const A *from, A factor, T *to, A *d_bias);
-  // s = softmax(s) over each row of `width` scores; keeps two values of it, the largest score and 1 / sum(exp(s - largest)).
-  // Their logarithm in one value would lose digits where scores are large.
-  void (*softmax)(Rows, A *s, A *statistics);
-  // The same once more.
-  void (*softmax_again)(Rows, A *s, const A *statistics);
+  void (*scatter)(Head, const T *from, A factor, T *to, A *d_bias);
+  // p = softmax(s) over each row of `width` scores, of which s does not survive; keeps two values of it, the largest score and
+  // 1 / sum(exp(s - largest)). Their logarithm in one value would lose digits where scores are large. p may be s.
+  void (*softmax)(Rows, A *s, A *statistics, T *p);
+  // The same once more, into s and into p.
+  void (*softmax_again)(Rows, A *s, const A *statistics, T *p);
   // delta of each row: the sum of d_out * out over the head's columns.
   void (*delta)(Head, const T *d_out, const T *out, A *delta);
-  // dp = p (dp - delta).
-  void (*softmax_backward)(Rows, const A *p, const A *delta, A *dp);
+  // ds = p (dp - delta); ds may be dp.
+  void (*softmax_backward)(Rows, const A *p, const A *delta, const A *dp, T *ds);
 };
 
 // For float, double and Bf16.
