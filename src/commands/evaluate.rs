@@ -24,6 +24,7 @@ use stages::evaluate::neighbours::{
 use stages::evaluate::samples::SampleList;
 
 use self::metrics::MetricsArgs;
+use crate::commands::writing;
 use crate::exit::Outcome;
 use crate::show::{self, Progress};
 
@@ -75,6 +76,9 @@ pub(crate) struct DistanceToTrain {
 }
 
 pub(crate) fn run(args: &EvaluateArgs, runtime: &Runtime) -> Result<Outcome> {
+    let (features, record) = (&args.metrics.save_features, &args.metrics.record);
+    features.iter().try_for_each(|path| writing::possible("--save-features", path))?;
+    record.iter().try_for_each(|path| writing::possible("--record", path))?;
     if let Some(inception) = &args.metrics.inception {
         return metrics::run(args, inception, runtime);
     }

@@ -9,6 +9,7 @@ use stages::evaluate::reference::WriteReference;
 
 use crate::commands::evaluate::input::Input;
 use crate::commands::evaluate::metrics::Network;
+use crate::commands::writing;
 use crate::exit::Outcome;
 use crate::show;
 
@@ -48,9 +49,7 @@ pub(crate) fn run(args: &MakeRefArgs, runtime: &Runtime) -> Result<Outcome> {
     if input.count() < 2 {
         bail!("{}: two pictures at least are needed for statistics", args.images.display());
     }
-    if args.out.exists() {
-        bail!("{} exists already; remove it, or name another file", args.out.display());
-    }
+    writing::free("--out", &args.out)?;
     let network = Network::open(&args.inception, &args.devices, args.batch)?;
     let stopped = || Ok(Outcome::Interrupted("stopped; nothing was written".to_owned()));
     let Some(measured) = network.measure(input, false, runtime)? else { return stopped() };

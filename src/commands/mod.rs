@@ -17,3 +17,4 @@ pub(crate) mod report;
 pub(crate) mod sample;
 pub(crate) mod train;
 pub(crate) mod verify;
+pub(crate) mod writing;

@@ -27,6 +27,7 @@ use stages::sample::request::{Labels, Requests};
 use stages::train::run_dir::RunDir;
 
 use crate::commands::reading::ReadingArgs;
+use crate::commands::writing;
 use crate::config::RunConfig;
 use crate::exit::Outcome;
 use crate::show;
@@ -103,8 +104,13 @@ pub(crate) fn run(args: &ProbeArgs, runtime: &Runtime) -> Result<Outcome> {
     let kind = parse_precision(&args.precision, device)?;
     asked::check_times(&args.t)?;
     args.recipe.check()?;
+    if args.views == 1 {
+        bail!(
+            "--views 1: views of different images are compared too, so two images are needed at least, or 0 for none"
+        );
+    }
     args.plot.as_deref().map(plot::check).transpose()?;
-    args.save_features.as_deref().map(files::free).transpose()?;
+    args.save_features.iter().try_for_each(|path| writing::free("--save-features", path))?;
     let Trained { config, weights, file, step } = Trained::open(&args.run)?;
     let aligned = config.model.encoder_depth;
     let blocks = match &args.layers {

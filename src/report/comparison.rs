@@ -86,6 +86,10 @@ impl Part {
 
     /// Adds a chart of `lines`, of which the first eight are drawn; `window` records make a point of a line.
     pub(crate) fn chart(&mut self, title: &str, x_name: &str, window: usize, lines: &[Line]) {
+        let title = &match lines.len() {
+            ..=MOST_LINES => title.to_owned(),
+            all => format!("{title} (the first {MOST_LINES} of {all} lines)"),
+        };
         let lines = &lines[..lines.len().min(MOST_LINES)];
         let mut places: Vec<f64> = lines.iter().flat_map(|line| line.points.iter().map(|point| point.0)).collect();
         places.sort_by(f64::total_cmp);

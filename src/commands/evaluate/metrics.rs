@@ -38,7 +38,7 @@ pub(crate) struct MetricsArgs {
     distances: DistancesArg,
     /// Keep the samples' features, for --samples or --reference of another time
     #[arg(long, value_name = "F.npz", requires = "inception")]
-    save_features: Option<PathBuf>,
+    pub(super) save_features: Option<PathBuf>,
     /// Crop the pictures of the reference's folder to so many pixels a side, as ADM does
     #[arg(long, value_name = "N", requires = "network")]
     pub(crate) crop: Option<usize>,
@@ -50,7 +50,7 @@ pub(crate) struct MetricsArgs {
     pub(crate) batch: usize,
     /// Write the numbers, and all that decides them, to this JSON file as well
     #[arg(long, value_name = "F.json", requires = "network")]
-    record: Option<PathBuf>,
+    pub(super) record: Option<PathBuf>,
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use stages::probe::views::{GapSimilarity, Similarity};
 use stages::train::run_dir::{FeatureMetrics, Metrics};
 
 use super::found::Found;
+use crate::commands::writing;
 use crate::report::chart::{Base, Chart, Series};
 
 /// Of a chart, as it is laid out; and the line above it.
@@ -30,7 +31,7 @@ const DASHES: [&str; 6] = ["none", "6 4", "2 4", "9 3 2 3", "none", "6 4"];
 /// Before anything is measured.
 pub(super) fn check(path: &Path) -> Result<()> {
     match path.extension().and_then(OsStr::to_str) {
-        Some("svg" | "html") => Ok(()),
+        Some("svg" | "html") => writing::possible("--plot", path),
         _ => bail!("--plot {}: the name must end in .svg or .html", path.display()),
     }
 }

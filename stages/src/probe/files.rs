@@ -6,7 +6,7 @@
 //!
 //! A file that is written has one tensor for each layer and time, named by [`tensor_name`], with `positions` and `labels`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
@@ -155,8 +155,12 @@ fn from_safetensors(file: &[u8], asked: Option<&str>) -> Result<Found, String> {
         Ok(own) if own.dtype() != Dtype::I64 || own.shape() != [rows] => {
             return Err(format!("{POSITIONS} are {:?} {:?}, and must be I64 [{rows}]", own.dtype(), own.shape()));
         }
-        Ok(own) => Some(own.data().as_chunks().0.iter().map(|&b| i64::from_le_bytes(b)).collect()),
+        Ok(own) => Some(own.data().as_chunks().0.iter().map(|&b| i64::from_le_bytes(b)).collect::<Vec<i64>>()),
     };
+    let mut seen = HashSet::new();
+    if let Some(twice) = positions.iter().flatten().find(|position| !seen.insert(**position)) {
+        return Err(format!("{POSITIONS} name the sample at {twice} twice"));
+    }
     Ok((name.to_owned(), tensor.shape().to_vec(), tensor.data().to_vec(), positions))
 }
 
@@ -171,7 +175,10 @@ pub fn tensor_name(layer: i64, t: f64) -> String {
 /// [`FeatureFileError::Io`], where the path cannot be written, or exists.
 pub fn save(path: &Path, data: &Latents, features: &[LayerFeatures]) -> Result<(), FeatureFileError> {
     let io = |source| FeatureFileError::Io { path: path.to_owned(), source };
-    free(path)?;
+    if path.exists() {
+        let reason = "exists already; remove it, or name another file".to_owned();
+        return Err(FeatureFileError::Content { path: path.to_owned(), reason });
+    }
     let positions: Vec<i64> = data.positions.iter().map(|position| *position as i64).collect();
     let mut tensors = vec![
         (LABELS.to_owned(), data.labels.to_device(Device::Cpu)),
@@ -180,22 +187,12 @@ pub fn save(path: &Path, data: &Latents, features: &[LayerFeatures]) -> Result<(
     let named = |f: &LayerFeatures| (tensor_name(f.layer, f.t), f.values.to_device(Device::Cpu).contiguous());
     tensors.extend(features.iter().map(named));
     let part = PathBuf::from(format!("{}.part", path.display()));
-    Tensor::write_safetensors(&tensors, &part).map_err(|e| io(io::Error::other(e)))?;
-    fs::rename(&part, path).map_err(io)
-}
-
-/// Whether features can be saved there.
-///
-/// # Errors
-/// [`FeatureFileError::Content`], where something is there.
-pub fn free(path: &Path) -> Result<(), FeatureFileError> {
-    match path.exists() {
-        true => {
-            let reason = "exists already; remove it, or name another file".to_owned();
-            Err(FeatureFileError::Content { path: path.to_owned(), reason })
-        }
-        false => Ok(()),
-    }
+    let written = Tensor::write_safetensors(&tensors, &part).map_err(io::Error::other);
+    let done = written.and_then(|()| fs::rename(&part, path));
+    done.map_err(|source| {
+        let _ = fs::remove_file(&part);
+        io(source)
+    })
 }
 
 #[cfg(test)]
