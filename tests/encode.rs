@@ -348,3 +348,34 @@ fn an_autoencoder_of_the_hub_is_downloaded_once_and_its_absence_is_explained() {
     let vae = &Dataset::open(folder.path().join("cached"), Io::Pread).unwrap().manifest.provenance["vae"];
     assert_eq!((&vae["name"], &vae["revision"]), (&"acme/tiny".into(), &"0123456789abcdef".into()));
 }
+
+#[test]
+fn processes_encode_their_shards_and_the_last_one_completes_the_dataset() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = images(folder.path(), 4, 80);
+    let at = |name: &str| folder.path().join(name);
+    succeed(KILLED, &[&images, &at("one")]);
+    let expected = contents(&at("one"));
+    let share = |rank: usize| format!("{KILLED} --world 3 --rank {rank}");
+
+    let together = [0, 1, 2].map(|rank| start(&share(rank), &[&images, &at("three")]).spawn().unwrap());
+    for mut process in together {
+        assert!(process.wait().unwrap().success());
+    }
+    assert!(contents(&at("three")) == expected);
+
+    // One after the other; the second is lost, and made by a command without a share.
+    let said = succeed(&share(2), &[&images, &at("lost")]);
+    assert!(said.contains("1 shard of this process, 64 images,") && said.contains("4 of other processes"), "{said}");
+    succeed(&share(0), &[&images, &at("lost")]);
+    assert_eq!(
+        contents(&at("lost")).into_keys().collect::<Vec<_>>(),
+        ["shard-00000.lat", "shard-00002.lat", "shard-00003.lat"]
+    );
+    succeed(KILLED, &[&images, &at("lost")]);
+    assert!(contents(&at("lost")) == expected);
+    // A share of a whole dataset, one of other settings, and none.
+    assert!(succeed(&share(1), &[&images, &at("lost")]).contains("complete already"));
+    refuse(&share(1).replace("--size 32", "--size 64"), &[&images, &at("lost")], "was written with");
+    refuse(&format!("{KILLED} --world 3"), &[&images, &at("none")], "--world and --rank belong together");
+}

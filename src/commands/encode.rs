@@ -6,24 +6,26 @@ mod images;
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use pipeline::{BoxError, Finished, Flow, Runtime, Worker};
 use serde_json::{Value, json};
 use shards::Codec;
-use stages::device::{Device, Kind, arithmetic, cores, parse_devices, parse_precision};
+use stages::device::{Device, Kind, arithmetic, cores, parse_local_devices, parse_precision};
 use stages::encode::crop::{AdmCrop, Resize};
 use stages::encode::decode::{self, Decode};
 use stages::encode::gather::{Gather, Layout};
 use stages::encode::list::ListImages;
 use stages::encode::store::Store;
 use stages::encode::vae::{self, RestoreThreads, VaeEncode};
-use stages::encode::write::{Opened, Recipe, WriteShards, Written};
+use stages::encode::write::{Completed, Opened, Recipe, WriteShards, Written};
 use stages::nets::autoencoder::VaeChoice;
 
 use self::ending::{Ending, progress_line};
 use self::images::Images;
+use crate::commands::launching::ShareArgs;
 use crate::exit::Ended;
 use crate::show::{self, Progress};
 
@@ -93,6 +95,8 @@ pub(crate) struct EncodeArgs {
     /// Images in a shard, a multiple of 64: what an interrupted encode loses at most
     #[arg(long, value_name = "N", default_value_t = Layout::default().shard, value_parser = shard_in_range)]
     pub(crate) shard_size: u64,
+    #[command(flatten)]
+    pub(crate) sharing: ShareArgs,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -164,9 +168,15 @@ pub(crate) fn run(args: &EncodeArgs, runtime: &Runtime) -> Result<Ended> {
         Encoded::Unlisted => {
             Ended::interrupted("stopped while the images were listed; run the same command to begin again")
         }
-        Encoded::Now { ending, finished } => {
+        Encoded::Now { ending, finished, completed } => {
             show::say(&show::report_lines(&finished.report));
-            Ended { outcome: ending.tell(&finished.output), report: Some(finished.report) }
+            let outcome = match completed {
+                None => ending.tell(&finished.output),
+                Some(Completed::Here(whole)) => ending.tell(&whole),
+                Some(Completed::Missing { shards }) => ending.tell_share(&finished.output, shards),
+                Some(Completed::Elsewhere) => ending.tell_share(&finished.output, 0),
+            };
+            Ended { outcome, report: Some(finished.report) }
         }
     })
 }
@@ -177,8 +187,9 @@ pub(crate) enum Encoded {
     Already { samples: u64 },
     /// An interrupt came before the images were listed.
     Unlisted,
-    /// A flow ran to its end, or until it was interrupted.
-    Now { ending: Box<Ending>, finished: Box<Finished<Written>> },
+    /// A flow ran to its end, or until it was interrupted; and what then became of the dataset, if this is one of several
+    /// processes.
+    Now { ending: Box<Ending>, finished: Box<Finished<Written>>, completed: Option<Completed> },
 }
 
 /// The work of the command, without a word on stdout.
@@ -194,7 +205,8 @@ pub(crate) fn encode(args: &EncodeArgs, runtime: &Runtime) -> Result<Encoded> {
     let choice = VaeChoice::parse(&args.vae)?;
     let cores = cores();
     let workers = args.workers.map_or(cores, NonZeroUsize::get);
-    let devices = devices(&args.devices, cores)?;
+    let (share, local) = args.sharing.share()?;
+    let devices = devices(&args.devices, local, cores)?;
     let cuda = devices[0].is_cuda();
     let kind = match args.precision.as_str() {
         "auto" => Kind::Float,
@@ -221,16 +233,18 @@ pub(crate) fn encode(args: &EncodeArgs, runtime: &Runtime) -> Result<Encoded> {
     if args.out.join("shard-00000.lat").exists() {
         show::say(&format!("checking what {} holds", args.out.display()));
     }
-    let writer = match WriteShards::open(&args.out, recipe, &images.list)? {
+    let writer = match WriteShards::open(&args.out, recipe.clone(), &images.list, share)? {
         Opened::Complete(manifest) => return Ok(Encoded::Already { samples: manifest.samples }),
         Opened::Unfinished(writer) => *writer,
     };
     let Images { list, .. } = images;
-    let (positions, total) = (writer.positions(), list.len() as u64);
+    let (positions, total) = (writer.positions(), writer.images());
     let left: u64 = positions.iter().map(|range| range.end - range.start).sum();
     let first = total - left;
     let used = list.used_classes();
-    let ending = Ending { out: args.out.clone(), classes: list.classes().to_vec(), used, total, store };
+    let whole = list.len() as u64;
+    let ending = Ending { out: args.out.clone(), classes: list.classes().to_vec(), used, whole, total, store };
+    let list = Arc::new(list);
     if first > 0 {
         show::say(&format!("continuing {}, which holds {first} of {total} images", args.out.display()));
     }
@@ -242,7 +256,7 @@ pub(crate) fn encode(args: &EncodeArgs, runtime: &Runtime) -> Result<Encoded> {
     let mut progress = Progress::new("encoding", total);
     let encoders = devices.len();
     #[rustfmt::skip]
-    let finished = Flow::from(ListImages::at(list, positions))                   // -> ImageRef
+    let finished = Flow::from(ListImages::at(Arc::clone(&list), positions))      // -> ImageRef
         .then(decoder).workers(workers)                                          // -> Decoded       u8 [H, W, 3]
         .depth(1) // whole pictures: one may wait, beside the one that each worker is at
         .then(AdmCrop::to(args.size, args.resize.into())).workers(workers)       // -> Decoded       u8 [S, S, 3]
@@ -255,7 +269,11 @@ pub(crate) fn encode(args: &EncodeArgs, runtime: &Runtime) -> Result<Encoded> {
         })
         .run(runtime)?;
 
-    Ok(Encoded::Now { ending: Box::new(ending), finished: Box::new(finished) })
+    let completed = match finished.output.complete && !share.is_all() {
+        true => Some(WriteShards::complete(&args.out, recipe, &list)?),
+        false => None,
+    };
+    Ok(Encoded::Now { ending: Box::new(ending), finished: Box::new(finished), completed })
 }
 
 /// Whether a path, which need not exist, is below a folder.
@@ -266,9 +284,9 @@ fn lies_inside(path: &Path, folder: &Path) -> bool {
 }
 
 /// The devices that encode: one kind, since CPU and GPU round differently. `auto` on the CPU is one worker for each
-/// core.
-fn devices(text: &str, cores: usize) -> Result<Vec<Device>> {
-    let devices = parse_devices(text)?;
+/// core; on GPUs that of the `local`-th process.
+fn devices(text: &str, local: usize, cores: usize) -> Result<Vec<Device>> {
+    let devices = parse_local_devices(text, local)?;
     let cuda = devices[0].is_cuda();
     if devices.iter().any(|device| device.is_cuda() != cuda) {
         bail!("--devices {text} mixes CPU and GPU, which round differently; give devices of one kind");

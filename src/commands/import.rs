@@ -14,6 +14,7 @@ use stages::encode::gather::Layout;
 use stages::encode::list::ListImages;
 use stages::encode::write::{Opened, Recipe, WriteShards};
 use stages::exchange::import::{ImportShards, RepaFolder};
+use stages::world::share::Share;
 
 use crate::exit::{Ended, Outcome};
 use crate::show::{self, Progress};
@@ -68,7 +69,7 @@ pub(crate) fn run(args: &ImportArgs, runtime: &Runtime) -> Result<Ended> {
         DTypeArg::F16 => DType::F16,
     };
     let list = folder.list().clone();
-    let writer = match WriteShards::open(&args.out, recipe(&folder, dtype, scaling_factor), &list)? {
+    let writer = match WriteShards::open(&args.out, recipe(&folder, dtype, scaling_factor), &list, Share::ALL)? {
         Opened::Complete(manifest) => {
             show::result(&format!("{} is complete already: {} samples", args.out.display(), manifest.samples));
             return Ok(Ended::already());

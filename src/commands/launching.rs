@@ -7,6 +7,7 @@ use clap::Args;
 use pipeline::Interrupt;
 use stages::world::launch::{DEFAULT_TIMEOUT, Launch, LaunchFlags};
 use stages::world::meeting::Meeting;
+use stages::world::share::Share;
 
 /// Which process of how many this is. torchrun and srun say it by themselves.
 #[derive(Debug, Clone, Args)]
@@ -37,39 +38,22 @@ pub(crate) struct ShareArgs {
     rank: Option<u64>,
 }
 
-/// One of several equal shares.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Share {
-    /// From 0.
-    pub(crate) rank: u64,
-    /// At least 1.
-    pub(crate) world: u64,
-    /// The number of this process on its machine, which chooses its GPU.
-    pub(crate) local: usize,
-}
-
-impl Share {
-    /// Whether the `n`-th piece of the work is this share's.
-    pub(crate) fn has(self, n: u64) -> bool {
-        n % self.world == self.rank
-    }
-
-    /// Whether it is all there is.
-    pub(crate) fn is_all(self) -> bool {
-        self.world == 1
-    }
-}
-
 impl ShareArgs {
-    /// What flags, torchrun or srun say; all of it where they say nothing.
-    pub(crate) fn share(&self) -> Result<Share> {
-        let share = match (self.rank, self.world) {
-            (Some(rank), Some(world)) => Share { rank, world, local: 0 },
+    /// All of the work, whoever started the program.
+    pub(crate) fn all() -> Self {
+        Self { world: Some(Share::ALL.world), rank: Some(Share::ALL.rank) }
+    }
+
+    /// What flags, torchrun or srun say, all of it where they say nothing; and the number of this process on its machine, which
+    /// chooses its GPU.
+    pub(crate) fn share(&self) -> Result<(Share, usize)> {
+        let (share, local) = match (self.rank, self.world) {
+            (Some(rank), Some(world)) => (Share { rank, world }, 0),
             (None, None) => match Launch::find(&LaunchFlags::default(), |name| std::env::var(name).ok())? {
                 Some(Launch { process, processes, local, .. }) => {
-                    Share { rank: process as u64, world: processes as u64, local }
+                    (Share { rank: process as u64, world: processes as u64 }, local)
                 }
-                None => Share { rank: 0, world: 1, local: 0 },
+                None => (Share::ALL, 0),
             },
             _ => bail!("--world and --rank belong together"),
         };
@@ -81,7 +65,7 @@ impl ShareArgs {
                 share.world.saturating_sub(1)
             );
         }
-        Ok(share)
+        Ok((share, local))
     }
 }
 

@@ -20,8 +20,9 @@ use stages::sample::noise::NoiseFile;
 use stages::sample::npz::NpzImages;
 use stages::sample::request::{Labels, Requests};
 use stages::sample::write::{WriteSamples, Written};
+use stages::world::share::Share;
 
-use crate::commands::launching::{Share, ShareArgs};
+use crate::commands::launching::ShareArgs;
 use crate::commands::sample::record::Record;
 use crate::commands::sample::source::Source;
 use crate::exit::{Ended, Outcome};
@@ -185,14 +186,14 @@ pub(crate) fn run(args: &SampleArgs, runtime: &Runtime) -> Result<Ended> {
     let noise = args.noise.as_ref().map(|path| NoiseFile::open(path, args.count, &weights.data)).transpose()?;
     let classes = classes(args, weights.data.classes)?;
     let (label_scheme, labels) = labels(args, &classes, noise.as_ref())?;
-    let share = args.sharing.share()?;
+    let (share, local) = args.sharing.share()?;
     if !share.is_all() && !matches!(args.format, FormatArg::Png) {
         bail!("--format npz: one process writes the file; write PNG files in several, or the file in one");
     }
     if let (false, Some(path)) = (share.is_all(), &args.save_latents) {
         bail!("--save-latents {}: one process writes the file; leave it out, or sample in one", path.display());
     }
-    let devices = parse_local_devices(&args.devices, share.local)?;
+    let devices = parse_local_devices(&args.devices, local)?;
     let kind = parse_precision(&args.precision, devices[0])?;
     let opened = vae.open(Device::Cpu, Kind::Float)?;
     let LatentShape { height, width, .. } = weights.data;

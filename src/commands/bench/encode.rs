@@ -21,6 +21,7 @@ use stages::encode::decode::Decode;
 use stages::encode::list::{ImageList, Numbering};
 
 use crate::commands::encode::{self, EncodeArgs, Encoded, ResizeArg};
+use crate::commands::launching::ShareArgs;
 use crate::exit::Outcome;
 use crate::report::FlowRecord;
 use crate::show;
@@ -221,6 +222,7 @@ fn whole(args: &BenchEncodeArgs, runtime: &Runtime) -> Result<Option<Value>> {
         batch: args.batch,
         precision: args.precision.clone(),
         limit: Some(args.limit),
+        sharing: ShareArgs::all(),
         ..defaults
     };
     let Encoded::Now { finished, .. } = encode::encode(&encode_args, runtime)? else { return Ok(None) };

@@ -42,13 +42,16 @@ pub(crate) struct Ending {
     pub(super) classes: Vec<String>,
     /// Classes that have an image.
     pub(super) used: usize,
+    /// Images of the dataset.
+    pub(super) whole: u64,
+    /// Images of this process.
     pub(super) total: u64,
     pub(super) store: Store,
 }
 
 impl Ending {
     pub(super) fn tell(&self, written: &Written) -> Outcome {
-        let Self { out, classes, used, total, store } = self;
+        let Self { out, classes, used, whole, total, store } = self;
         let Written { samples, shards, skipped, complete, logvar, spread } = written;
         let out = out.display();
         if !complete {
@@ -84,8 +87,8 @@ impl Ending {
             if skipped.len() > NAMED {
                 show::say(&format!("skipped {} more; dataset.json lists them all", skipped.len() - NAMED));
             }
-            let share = skipped.len() as f64 / *total as f64;
-            show::result(&format!("{} of {total} files could not be decoded and were skipped", skipped.len()));
+            let share = skipped.len() as f64 / *whole as f64;
+            show::result(&format!("{} of {whole} files could not be decoded and were skipped", skipped.len()));
             if share > MANY {
                 show::say(&format!(
                     "WARNING: {} of the images are missing from {out}. More than 1 % says that something is wrong with \
@@ -93,6 +96,24 @@ impl Ending {
                     show::percent(share)
                 ));
             }
+        }
+        Outcome::Done
+    }
+
+    /// Of one of several processes that encode: its share is there, and shards of others are `missing`, or one of them completed the
+    /// dataset.
+    pub(super) fn tell_share(&self, written: &Written, missing: u64) -> Outcome {
+        let Written { samples, shards, skipped, .. } = written;
+        let out = self.out.display();
+        let rest = match missing {
+            0 => "another process completed the dataset".to_owned(),
+            1 => "a shard of another process is not there yet".to_owned(),
+            missing => format!("{missing} of other processes are not there yet"),
+        };
+        let plural = if *shards == 1 { "" } else { "s" };
+        show::result(&format!("{shards} shard{plural} of this process, {samples} images, are in {out}; {rest}"));
+        for file in skipped.iter().take(NAMED) {
+            show::say(&format!("skipped {}: {}", file.key, file.reason));
         }
         Outcome::Done
     }

@@ -166,7 +166,7 @@ pub fn permutation(len: usize, seed: u64) -> Vec<u32> {
 /// Source of a list's images, in order.
 #[derive(Debug)]
 pub struct ListImages {
-    list: ImageList,
+    list: Arc<ImageList>,
     positions: Flatten<IntoIter<Range<u64>>>,
 }
 
@@ -178,8 +178,8 @@ impl ListImages {
     }
 
     /// The images at these positions: what a dataset that is continued still needs.
-    pub fn at(list: ImageList, positions: Vec<Range<u64>>) -> Self {
-        Self { list, positions: positions.into_iter().flatten() }
+    pub fn at(list: impl Into<Arc<ImageList>>, positions: Vec<Range<u64>>) -> Self {
+        Self { list: list.into(), positions: positions.into_iter().flatten() }
     }
 }
 

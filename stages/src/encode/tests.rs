@@ -20,6 +20,7 @@ use super::vae::{VaeEncode, VaeEncodeError, latent_shape};
 use super::write::{Opened, Recipe, WriteError, WriteShards, Written};
 use crate::data::{ImageRef, PixelBatch, Place as Where};
 use crate::nets::autoencoder::{AutoencoderConfig, AutoencoderKl, VaeChoice};
+use crate::world::share::Share;
 
 const SIZE: usize = 16;
 const LAYOUT: Layout = Layout { batch: 2, block: 3, shard: 6 };
@@ -93,7 +94,7 @@ impl Place {
             ("list".to_owned(), format!("{:016x}", list.hash()).into()),
             ("third".to_owned(), (1.0 / 3.0).into()),
         ]);
-        WriteShards::open(out, Recipe { schema, layout: LAYOUT, provenance }, list)
+        WriteShards::open(out, Recipe { schema, layout: LAYOUT, provenance }, list, Share::ALL)
     }
 
     /// One run of the flow, interrupted when item `interrupt_at` leaves the source; `None` if nothing was left to do.

@@ -6,6 +6,9 @@
 //! left. Everything that the manifest needs of them is recomputed: statistics from the stored values, the reason of a
 //! skipped file by decoding it again. So a dataset has the same bytes however often it was interrupted.
 //!
+//! Several processes may write one dataset, each the shards of its [`Share`]; whoever then finds all of them in the folder
+//! completes it ([`WriteShards::complete`]).
+//!
 //! `dataset.json` is written last; a folder without it is unfinished. A process that is killed leaves at most a `.tmp`
 //! file beside its finished shards, which the next run takes over.
 
@@ -29,6 +32,7 @@ use super::gather::Layout;
 use super::list::ImageList;
 use super::stats::Stats;
 use crate::data::{ImageRef, MomentsBatch};
+use crate::world::share::Share;
 
 /// All that decides a dataset's bytes besides the pixels.
 #[derive(Debug, Clone)]
@@ -50,7 +54,21 @@ pub enum Opened {
     Unfinished(Box<WriteShards>),
 }
 
-/// What a run left behind.
+/// What became of a dataset after a share of it was written.
+#[derive(Debug)]
+pub enum Completed {
+    /// Shards of other processes are not there yet.
+    Missing {
+        /// How many.
+        shards: u64,
+    },
+    /// All were there, and the dataset is whole.
+    Here(Box<Written>),
+    /// Another process found all of them first.
+    Elsewhere,
+}
+
+/// What a run left behind, of its share.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Written {
     /// Samples in finished shards, those of earlier runs included.
@@ -63,7 +81,7 @@ pub struct Written {
     pub logvar: Option<Histogram>,
     /// Standard deviation of the means in them, root mean square over the channels; `None` if there are none.
     pub spread: Option<f64>,
-    /// True if the dataset is complete; false if it was interrupted and can be continued.
+    /// True if all shards are finished; false if it was interrupted and can be continued.
     pub complete: bool,
 }
 
@@ -75,6 +93,7 @@ pub struct WriteShards {
     classes: Vec<String>,
     /// Images in the list.
     total: u64,
+    share: Share,
     /// By number.
     finished: BTreeMap<u64, Finished>,
     /// The position that comes next: of the shard under way, or the first of the next that is missing.
@@ -103,8 +122,8 @@ struct Current {
 }
 
 impl WriteShards {
-    /// Prepares `dir` (made if it does not exist) for the images of `list`.
-    pub fn open(dir: &Path, recipe: Recipe, list: &ImageList) -> Result<Opened, WriteError> {
+    /// Prepares `dir` (made if it does not exist) for those shards of the images of `list` that are of this share.
+    pub fn open(dir: &Path, recipe: Recipe, list: &ImageList, share: Share) -> Result<Opened, WriteError> {
         let total = list.len() as u64;
         if total == 0 {
             return Err(WriteError::NoImages);
@@ -142,11 +161,12 @@ impl WriteShards {
             recipe,
             classes: list.classes().to_vec(),
             total,
+            share,
             finished: BTreeMap::new(),
             next: 0,
             current: None,
         };
-        for shard in 0..writer.shards() {
+        for shard in writer.own_shards() {
             if let Some(finished) = writer.take_finished(shard, list)? {
                 writer.finished.insert(shard, finished);
             }
@@ -159,10 +179,38 @@ impl WriteShards {
         Ok(Opened::Unfinished(Box::new(writer)))
     }
 
-    /// The positions that no finished shard accounts for, in order: what is to be encoded.
+    /// Completes a dataset whose shards are all there, whichever processes made them: they are read once for their statistics.
+    pub fn complete(dir: &Path, recipe: Recipe, list: &ImageList) -> Result<Completed, WriteError> {
+        let shards = (list.len() as u64).div_ceil(recipe.layout.shard);
+        let shards = (0..shards).filter(|&shard| !dir.join(file_name(shard)).exists()).count() as u64;
+        if shards > 0 {
+            return Ok(Completed::Missing { shards });
+        }
+        let Opened::Unfinished(writer) = Self::open(dir, recipe, list, Share::ALL)? else {
+            return Ok(Completed::Elsewhere);
+        };
+        match writer.save_manifest(&writer.stats()) {
+            // It is the same that this process would write.
+            Err(WriteError::Shard(ShardError::Busy { .. })) => Ok(Completed::Elsewhere),
+            Err(error) => Err(error),
+            Ok(()) => Ok(Completed::Here(Box::new(writer.written(true)))),
+        }
+    }
+
+    /// The positions of this share that no finished shard accounts for, in order: what is to be encoded.
     pub fn positions(&self) -> Vec<Range<u64>> {
-        let missing = (0..self.shards()).filter(|shard| !self.finished.contains_key(shard));
-        missing.map(|shard| shard * self.recipe.layout.shard..self.end_of(shard)).collect()
+        let missing = self.own_shards().filter(|shard| !self.finished.contains_key(shard));
+        missing.map(|shard| self.range_of(shard)).collect()
+    }
+
+    /// Images of this share.
+    pub fn images(&self) -> u64 {
+        self.own_shards().map(|shard| self.range_of(shard)).map(|range| range.end - range.start).sum()
+    }
+
+    fn own_shards(&self) -> impl Iterator<Item = u64> + use<> {
+        let share = self.share;
+        (0..self.shards()).filter(move |&shard| share.has(shard))
     }
 
     /// Shards of the whole dataset.
@@ -170,9 +218,9 @@ impl WriteShards {
         self.total.div_ceil(self.recipe.layout.shard)
     }
 
-    /// First position of the first shard from `shard` on that is missing; the total if none is.
+    /// First position of this share's first shard from `shard` on that is missing; the total if none is.
     fn missing_from(&self, shard: u64) -> u64 {
-        let missing = (shard..self.shards()).find(|shard| !self.finished.contains_key(shard));
+        let missing = self.own_shards().find(|own| *own >= shard && !self.finished.contains_key(own));
         missing.map_or(self.total, |shard| shard * self.recipe.layout.shard)
     }
 
@@ -181,13 +229,13 @@ impl WriteShards {
         self.next / self.recipe.layout.shard
     }
 
-    fn file(&self, shard: u64) -> String {
-        format!("shard-{shard:05}.lat")
-    }
-
     /// Position after the last of the shard.
     fn end_of(&self, shard: u64) -> u64 {
         ((shard + 1) * self.recipe.layout.shard).min(self.total)
+    }
+
+    fn range_of(&self, shard: u64) -> Range<u64> {
+        shard * self.recipe.layout.shard..self.end_of(shard)
     }
 
     fn header(&self, shard: u64) -> Header {
@@ -199,7 +247,7 @@ impl WriteShards {
         let mut current = match self.current.take() {
             Some(current) => current,
             None => Current {
-                writer: ShardWriter::create(self.dir.join(self.file(shard)), self.header(shard))?,
+                writer: ShardWriter::create(self.dir.join(file_name(shard)), self.header(shard))?,
                 stats: Stats::new(&self.recipe.schema),
                 skipped: Vec::new(),
                 images: Vec::new(),
@@ -243,6 +291,22 @@ impl WriteShards {
         self.finished.values().flat_map(|shard| shard.skipped.iter().cloned()).collect()
     }
 
+    /// What this run leaves behind.
+    fn written(&self, complete: bool) -> Written {
+        let stats = self.stats();
+        Written {
+            samples: self.finished.values().map(|shard| u64::from(shard.entry.samples)).sum(),
+            shards: self.finished.len(),
+            spread: stats.channels().get("mean").map(|channels| {
+                let squares: f64 = channels.iter().map(|channel| channel.std * channel.std).sum();
+                (squares / channels.len() as f64).sqrt()
+            }),
+            logvar: stats.histograms().remove("logvar"),
+            skipped: self.skipped(),
+            complete,
+        }
+    }
+
     fn save_manifest(&self, stats: &Stats) -> Result<(), WriteError> {
         let Recipe { schema, provenance, .. } = &self.recipe;
         let entries = self.finished.values().map(|shard| shard.entry.clone()).collect();
@@ -264,24 +328,14 @@ impl Sink for WriteShards {
     }
 
     fn finish(self, end: End) -> Result<Written, BoxError> {
-        let (complete, stats) = (self.finished.len() as u64 == self.shards(), self.stats());
-        if complete {
-            self.save_manifest(&stats)?;
-        } else if end == End::Complete {
+        let complete = self.finished.len() == self.own_shards().count();
+        if complete && self.share.is_all() {
+            self.save_manifest(&self.stats())?;
+        } else if !complete && end == End::Complete {
             return Err(WriteError::Short { at: self.next, of: self.total }.into());
         }
         // Dropping the shard under way removes its file.
-        Ok(Written {
-            samples: self.finished.values().map(|shard| u64::from(shard.entry.samples)).sum(),
-            shards: self.finished.len(),
-            spread: stats.channels().get("mean").map(|channels| {
-                let squares: f64 = channels.iter().map(|channel| channel.std * channel.std).sum();
-                (squares / channels.len() as f64).sqrt()
-            }),
-            logvar: stats.histograms().remove("logvar"),
-            skipped: self.skipped(),
-            complete,
-        })
+        Ok(self.written(complete))
     }
 }
 
@@ -301,6 +355,10 @@ impl Current {
         self.images.clear();
         Ok(())
     }
+}
+
+fn file_name(shard: u64) -> String {
+    format!("shard-{shard:05}.lat")
 }
 
 /// Provenance as it will be read back: a number may change by its last bit on its way through JSON.

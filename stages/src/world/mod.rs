@@ -10,6 +10,8 @@
 //! | [`meeting`] | the processes find each other and make sure that they are to do the same |
 //! | [`peers`] | the ranks: weights from rank 0, sums, the end of the run, and who is to blame where one is lost |
 //!
+//! [`share`] is for encoding and sampling, where processes need not meet.
+//!
 //! The gradients themselves are summed by [`crate::native::c10d::Exchange`], inside the training step.
 //!
 //! Rank 0 alone reads checkpoints and writes anything; the others need no run directory. What a rank draws and which samples it
@@ -18,6 +20,7 @@
 pub mod launch;
 pub mod meeting;
 pub mod peers;
+pub mod share;
 
 use crate::native::NativeError;
 

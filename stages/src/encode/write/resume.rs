@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 use shards::{Io, Schema, Scratch, ShardEntry, ShardError, ShardReader, Skipped};
 
-use super::{Finished, Recipe, WriteError, WriteShards};
+use super::{Finished, Recipe, WriteError, WriteShards, file_name};
 use crate::encode::decode;
 use crate::encode::list::ImageList;
 use crate::encode::stats::Stats;
@@ -14,7 +14,7 @@ use crate::encode::stats::Stats;
 impl WriteShards {
     /// Takes over a shard that an earlier run finished; `None` if there is none of that number.
     pub(super) fn take_finished(&self, shard: u64, list: &ImageList) -> Result<Option<Finished>, WriteError> {
-        let file = self.file(shard);
+        let file = file_name(shard);
         let path = self.dir.join(&file);
         if !path.exists() {
             return Ok(None);

@@ -7,6 +7,7 @@ use super::super::npy;
 use super::*;
 use crate::encode::list::ListImages;
 use crate::encode::write::{Opened, Recipe};
+use crate::world::share::Share;
 
 /// Arrays of `[4, 1, 2]`: file `i` holds `bits(i, k)` at place k.
 fn folder(dir: &Path, files: &[(&str, i64)], bits: impl Fn(usize, usize) -> u32) -> PathBuf {
@@ -25,7 +26,9 @@ fn import(from: &Path, dtype: DType, to: &Path) -> Result<Imported, BoxError> {
     let folder = RepaFolder::open(from)?;
     let provenance = BTreeMap::from([("order".to_owned(), "source".into())]);
     let recipe = Recipe { schema: folder.schema(dtype, 0.18215), layout: Layout::default(), provenance };
-    let Opened::Unfinished(writer) = WriteShards::open(to, recipe, folder.list())? else { panic!("complete already") };
+    let Opened::Unfinished(writer) = WriteShards::open(to, recipe, folder.list(), Share::ALL)? else {
+        panic!("complete already")
+    };
     let positions = writer.positions();
     let flow = Flow::from(ListImages::at(folder.list().clone(), positions)).then(folder.reader(dtype)).workers(2);
     Ok(flow.into(ImportShards::new(*writer)).run(&Runtime::default()).map_err(|error| error.source)?.output)
