@@ -209,6 +209,8 @@ impl Bench {
         let batch = format!("train.batch={BATCH}");
         let fixed =
             [&batch, &seed_text, "train.checkpoint_every=1000000", "train.log_every=10", "train.sample_every=1000000"];
+        // On every processor what the tables were made with.
+        words.extend(["--precision", "f32"]);
         words.extend(fixed.iter().chain(row.settings).flat_map(|setting| ["--set", setting]));
         pipeline(&words);
 
@@ -216,7 +218,7 @@ impl Bench {
         // Samples are not what the second table is about.
         let samples = if self.group == "collapse" { "0" } else { "512" };
         let words = ["probe", "--run", &run_dir, "--data", &held_out, "--fit", &fit, "--count", "4096", "--json"];
-        let words = [&words[..], &["--samples", samples]].concat();
+        let words = [&words[..], &["--samples", samples, "--precision", "f32"]].concat();
         let mut found: Value = serde_json::from_str(&pipeline(&words)).expect("probe prints JSON");
         // The checkpoint's path is that of this machine.
         found.as_object_mut().expect("an object").remove("checkpoint");
