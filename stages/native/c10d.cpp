@@ -75,7 +75,8 @@ char *dualpath_group_gloo(void *store, int rank, int world, const char *interfac
     } else {
       options->devices.push_back(Gloo::createDefaultDevice());
     }
-    *group = owned<Group>({c10::make_intrusive<Gloo>(store_of(store), rank, world, std::move(options))});
+    static std::mutex notes;
+    *group = owned<Group>({c10::make_intrusive<Gloo>(store_of(store), rank, world, std::move(options)), kNoTimeout, &notes});
   });
 }
 
@@ -99,7 +100,7 @@ void dualpath_group_free(void *group) {
 char *dualpath_group_all_reduce(void *group, torch::Tensor *tensor, void **work) {
   return guarded([&] {
     std::vector<at::Tensor> tensors{*tensor};
-    *work = owned<Work>(group_of(group).begun(group_of(group).backend->allreduce(tensors)));
+    *work = owned<Work>(group_of(group).begin([&](auto &backend) { return backend.allreduce(tensors); }));
   });
 }
 
@@ -108,7 +109,7 @@ char *dualpath_group_broadcast(void *group, torch::Tensor *tensor, int root, voi
     c10d::BroadcastOptions options;
     options.rootRank = root;
     std::vector<at::Tensor> tensors{*tensor};
-    *work = owned<Work>(group_of(group).begun(group_of(group).backend->broadcast(tensors, options)));
+    *work = owned<Work>(group_of(group).begin([&](auto &backend) { return backend.broadcast(tensors, options); }));
   });
 }
 

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <torch/torch.h>
 
 #include <torch/csrc/distributed/c10d/Backend.hpp>
@@ -28,8 +29,14 @@ struct Group {
   c10::intrusive_ptr<c10d::Backend> backend;
   // How long to wait for a collective; 0 where the backend has a deadline itself.
   std::chrono::milliseconds patience = kNoTimeout;
+  // Held while a collective begins, which libtorch notes in a map of all groups, without a lock (FlightRecorder::record). None for
+  // NCCL: its map is another and a process has one group, and its first collective would wait inside for the other ranks.
+  std::mutex *notes = nullptr;
 
-  Work begun(c10::intrusive_ptr<c10d::Work> work) const { return {std::move(work), patience}; }
+  template <typename Begin> Work begin(Begin &&collective) const {
+    auto held = notes ? std::unique_lock(*notes) : std::unique_lock<std::mutex>();
+    return {collective(*backend), patience};
+  }
 };
 
 extern "C" {

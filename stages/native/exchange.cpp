@@ -93,7 +93,7 @@ class Exchange {
         slice[0].add_(computed);
         computed.zero_();
       }
-      works_.push_back(group_.begun(group_.backend->allreduce(slice)));
+      works_.push_back(group_.begin([&](auto &backend) { return backend.allreduce(slice); }));
       sent_ += 1;
     } catch (...) {
       failure_ = std::current_exception();

@@ -401,6 +401,7 @@ impl fmt::Debug for Exchange {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
     use std::thread;
 
     use super::*;
@@ -426,6 +427,27 @@ mod tests {
             let threads: Vec<_> = (0..world).map(join).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         })
+    }
+
+    /// libtorch keeps a map of all groups of a process, which it does not lock.
+    #[test]
+    fn groups_of_several_threads_begin_at_once() {
+        let place = Place { host: "127.0.0.1".into(), port: 0, prefix: "alone".into() };
+        let store = Store::open(&place, true, TIMEOUT).unwrap();
+        let all_there = Barrier::new(8);
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        let group = Group::gloo(&store, [0, 1], "", "127.0.0.1", TIMEOUT).unwrap();
+                        let mut one = Tensor::ones([1], (Kind::Float, Device::Cpu));
+                        all_there.wait();
+                        group.all_reduce(&mut one).unwrap().wait().unwrap();
+                        assert_eq!(one.double_value(&[0]), 1.0);
+                    }
+                });
+            }
+        });
     }
 
     #[test]
