@@ -3,6 +3,7 @@
 //! Glue only: the command line, the configuration and one file a command. The work is in the crates `stages` (what
 //! flows and what is done to it), `pipeline` (the engine that moves it) and `shards` (the format on disk).
 
+mod allocator;
 mod cli;
 mod commands;
 mod config;

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::program::{refuse, succeed};
+use crate::program::{pipeline, refuse, succeed};
 
 const SMALL: &str = "--preset dupa-demo --set model.depth=3 --batch 1 --devices cpu --precision f32";
 
@@ -36,4 +36,14 @@ fn what_cannot_be_timed_is_refused_in_one_sentence() {
     refuse("bench step --devices cpu:2", &[], "names 2 devices; a step is timed on one");
     refuse("bench step --devices cpu --batch 2 --set train.batch=4", &[], "say the same thing");
     refuse("bench step --batch 0 --devices cpu", &[], "train.batch must be at least 1");
+}
+
+/// jemalloc prints its settings when the program ends: the kernel does not get memory back between two steps.
+#[test]
+fn freed_memory_is_kept_for_the_next_step() {
+    let output = pipeline().arg("--version").env("MALLOC_CONF", "stats_print:true").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    for setting in ["dirty_decay_ms: 10000", "muzzy_decay_ms: 10000", "oversize_threshold: 0"] {
+        assert!(said.contains(&format!("opt.{setting}")), "{setting} in\n{said}");
+    }
 }
