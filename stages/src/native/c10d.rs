@@ -457,8 +457,9 @@ mod tests {
         let other = Store::open(&place(served.port()), false, TIMEOUT).unwrap();
         assert!(!other.has("key").unwrap());
         served.set("key", b"a \0 value").unwrap();
-        assert!(other.has("key").unwrap());
+        // `get` waits for it: nobody acknowledges what is set, and each has a connection of its own.
         assert_eq!(other.get("key", TIMEOUT).unwrap(), b"a \0 value");
+        assert!(other.has("key").unwrap());
         let began = std::time::Instant::now();
         assert!(other.get("never", Duration::from_millis(50)).is_err());
         assert!(began.elapsed() < TIMEOUT);
