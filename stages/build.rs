@@ -17,7 +17,7 @@ fn main() {
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         // Behind libtorch's own: what it brings of Gloo one day comes first.
         .include("native/gloo_declarations")
-        .files(["native/native.cpp", "native/block.cpp", "native/reads.cpp", "native/c10d.cpp", "native/exchange.cpp"]);
+        .files(["native", "block", "attention", "reads", "c10d", "exchange"].map(|name| format!("native/{name}.cpp")));
     match openmp(&libtorch) {
         Some(library) if !native.get_compiler().is_like_clang() => {
             native.flag("-fopenmp");

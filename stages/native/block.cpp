@@ -4,13 +4,12 @@
 // modulation, gate, residual and their gradients, sums over rows included, are parts of it. GELU's output and the weights
 // of the attention are computed again in the backward pass and not kept.
 //
-// Attention is two products and a softmax for each head, on the scores of all its tokens. Scores and their gradients are f32
-// where the tokens are bf16: a score of 100 in bf16 would be off by 1/4, and its weight by as much. Weights, which are at most 1, and
-// what the other products make of them are bf16, as in PyTorch's attention.
+// `attention.cpp` has what happens among tokens.
 #include "native.h"
 
 #include <ATen/Parallel.h>
 
+#include "attention.h"
 #include "guarded.h"
 #include "kernels.h"
 
@@ -18,7 +17,6 @@ namespace {
 
 using dualpath::Accumulator;
 using dualpath::Bf16;
-using dualpath::Head;
 using dualpath::Kernels;
 using dualpath::Modulation;
 using dualpath::ModulationGrad;
@@ -36,7 +34,7 @@ struct Sizes {
   bool per_token;
 
   int64_t rows() const { return images * tokens; }
-  int64_t head() const { return width / heads; }
+  dualpath::AttentionSizes attention() const { return {images, tokens, width, heads}; }
   int64_t modulated() const { return per_token ? 1 : tokens; }
 };
 
@@ -44,14 +42,6 @@ struct Sizes {
 template <typename T> T *data(const Tensor &tensor) {
   return tensor.defined() ? static_cast<T *>(tensor.data_ptr()) : nullptr;
 }
-
-// A matrix of one head, as products that make scores take it and as the others do.
-struct Operand {
-  Tensor sum, own;
-
-  // The second; of f32 and f64 they are one.
-  const Tensor &in_dtype() const { return own.defined() ? own : sum; }
-};
 
 // All of a block in one dtype.
 template <typename T> struct Block {
@@ -89,95 +79,6 @@ template <typename T> struct Block {
   Tensor sums_of_images(int64_t width) const { return at::zeros({size.images, width}, sums); }
   Tensor summed(const Tensor &of_images) const { return of_images.sum(0).to(values.dtype()); }
 
-  // Buffers of a task: q, k, v and others of one head, and its scores.
-  static constexpr bool sums_are_values = std::is_same_v<T, A>;
-  Operand matrix_of(int64_t columns, bool sum, bool own) const {
-    Operand made;
-    if (sum || sums_are_values) made.sum = at::empty({size.tokens, columns}, sums);
-    if (own && !sums_are_values) made.own = at::empty({size.tokens, columns}, values);
-    return made;
-  }
-  // For products that make scores, for others, or for both.
-  Operand scoring() const { return matrix_of(size.head(), true, false); }
-  Operand mixing() const { return matrix_of(size.head(), false, true); }
-  Operand scoring_and_mixing() const { return matrix_of(size.head(), true, true); }
-  // Of which the weights are the second.
-  Operand scores() const { return matrix_of(size.tokens, true, true); }
-
-  template <typename F> void over_heads(F &&begin_task) const {
-    at::parallel_for(0, size.images * size.heads, 1, [&](int64_t begin, int64_t end) {
-      at::AutoDispatchBelowADInplaceOrView no_autograd;
-      auto task = begin_task();
-      for (int64_t i = begin; i < end; ++i) task(i / size.heads, i % size.heads);
-    });
-  }
-
-  // q (divided by the root of its width), k or v of a head, biases added.
-  void take(int which, int64_t image, int64_t head, const Tensor &qkv, const Tensor &bias, const Operand &to) const {
-    const int64_t width = size.head(), stride = 3 * size.width, column = which * size.width + head * width;
-    run.gather({size.tokens, width, stride}, data<T>(qkv) + image * size.tokens * stride + column,
-               data<T>(bias) + column, which == 0 ? factor() : A(1), data<A>(to.sum), data<T>(to.own));
-  }
-
-  A factor() const { return A(1 / std::sqrt(static_cast<double>(size.head()))); }
-
-  Tensor attention(const Tensor &qkv, const Tensor &bias, const Tensor &statistics) const {
-    Tensor out = matrix(size.width);
-    const int64_t width = size.head(), tokens = size.tokens;
-    over_heads([&] {
-      return [&, q = scoring(), k = scoring(), v = mixing(), o = mixing().in_dtype(),
-              s = scores()](int64_t image, int64_t head) mutable {
-        take(0, image, head, qkv, bias, q);
-        take(1, image, head, qkv, bias, k);
-        take(2, image, head, qkv, bias, v);
-        at::mm_out(s.sum, q.sum, k.sum.t());
-        run.softmax({0, tokens, tokens}, data<A>(s.sum),
-                    data<A>(statistics) + (image * size.heads + head) * tokens * 2, data<T>(s.in_dtype()));
-        at::mm_out(o, s.in_dtype(), v.in_dtype());
-        run.scatter({tokens, width, size.width}, data<T>(o), A(1),
-                    data<T>(out) + image * tokens * size.width + head * width, nullptr);
-      };
-    });
-    return out;
-  }
-
-  // d_qkv `[rows, 3 width]`; the sums over the rows of each image are added to d_bias `[images, 3 width]`.
-  Tensor attention_backward(const Tensor &d_out, const Tensor &out, const Tensor &qkv, const Tensor &bias,
-                            const Tensor &statistics, const Tensor &d_bias) const {
-    Tensor d_qkv = matrix(3 * size.width);
-    const int64_t width = size.head(), tokens = size.tokens, stride = 3 * size.width;
-    over_heads([&] {
-      return [&, q = scoring_and_mixing(), k = scoring_and_mixing(), v = scoring(), d = scoring_and_mixing(),
-              dq = mixing().in_dtype(), dk = mixing().in_dtype(), dv = mixing().in_dtype(), p = scores(), dp = scores(),
-              delta = at::empty({tokens}, sums)](int64_t image, int64_t head) mutable {
-        take(0, image, head, qkv, bias, q);
-        take(1, image, head, qkv, bias, k);
-        take(2, image, head, qkv, bias, v);
-        const Head place{tokens, width, size.width};
-        const int64_t offset = image * tokens * size.width + head * width;
-        run.gather(place, data<T>(d_out) + offset, nullptr, A(1), data<A>(d.sum), data<T>(d.own));
-        run.delta(place, data<T>(d_out) + offset, data<T>(out) + offset, data<A>(delta));
-        const Rows rows{0, tokens, tokens};
-        at::mm_out(p.sum, q.sum, k.sum.t());
-        run.softmax_again(rows, data<A>(p.sum), data<A>(statistics) + (image * size.heads + head) * tokens * 2,
-                          data<T>(p.in_dtype()));
-        at::mm_out(dv, p.in_dtype().t(), d.in_dtype());
-        at::mm_out(dp.sum, d.sum, v.sum.t());
-        const Tensor &ds = dp.in_dtype();
-        run.softmax_backward(rows, data<A>(p.sum), data<A>(delta), data<A>(dp.sum), data<T>(ds));
-        at::mm_out(dq, ds, k.in_dtype());
-        at::mm_out(dk, ds.t(), q.in_dtype()); // q holds the factor already
-        const Tensor *parts[] = {&dq, &dk, &dv};
-        for (int which = 0; which < 3; ++which) {
-          const int64_t column = which * size.width + head * width;
-          run.scatter({tokens, width, stride}, data<T>(*parts[which]), which == 0 ? factor() : A(1),
-                      data<T>(d_qkv) + image * tokens * stride + column, data<A>(d_bias) + image * stride + column);
-        }
-      };
-    });
-    return d_qkv;
-  }
-
   // All that the backward pass needs besides the weights.
   enum Saved { M, H1, MEAN1, RSTD1, QKV, STATISTICS, MIXED, A1, X2, H2, MEAN2, RSTD2, F, A2 };
 
@@ -192,8 +93,8 @@ template <typename T> struct Block {
                data<A>(rstd1));
     });
     Tensor qkv = at::mm(h1, w[QKV_W].t());
-    Tensor statistics = at::empty({size.images * size.heads * size.tokens, 2}, sums);
-    Tensor mixed = attention(qkv, w[QKV_B], statistics);
+    Tensor statistics = at::empty({size.images * size.heads, 2, size.tokens}, sums);
+    Tensor mixed = dualpath::attention(qkv, w[QKV_B], size.attention(), statistics);
     Tensor a1 = at::mm(mixed, w[PROJ_W].t());
 
     Tensor x2 = matrix(width), h2 = matrix(width), mean2 = statistic(), rstd2 = statistic();
@@ -263,7 +164,7 @@ template <typename T> struct Block {
     Tensor d_proj_w = at::mm(d_a1.t(), s[MIXED]);
     Tensor d_mixed = at::mm(d_a1, w[PROJ_W]);
     Tensor d_qkv_b = sums_of_images(3 * width);
-    Tensor d_qkv = attention_backward(d_mixed, s[MIXED], s[QKV], w[QKV_B], s[STATISTICS], d_qkv_b);
+    Tensor d_qkv = dualpath::attention_backward(d_mixed, s[MIXED], s[QKV], w[QKV_B], s[STATISTICS], size.attention(), d_qkv_b);
     s[QKV].reset();
     s[MIXED].reset();
     Tensor d_qkv_w = at::mm(d_qkv.t(), s[H1]);

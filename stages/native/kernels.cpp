@@ -25,9 +25,11 @@ inline void store(Bf16 *at, float value) {
 
 // exp after Cephes, relative error below 2e-7: libm's would be called value by value.
 inline float exponential(float x) {
-  x = x < -87.3f ? -87.3f : x;
-  x = x > 88.3f ? 88.3f : x;
-  float scaled = x * 1.44269504f;
+  // Not the other way round: a NaN, which is no int, becomes a bound in `in`, and x stays one.
+  float in = x > -87.3f ? x : -87.3f;
+  in = in < 88.3f ? in : 88.3f;
+  x = x == x ? in : x;
+  float scaled = in * 1.44269504f;
   int n = static_cast<int>(scaled + (scaled < 0 ? -0.5f : 0.5f));
   float whole = static_cast<float>(n);
   float r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
@@ -184,38 +186,72 @@ template <typename T> struct Loops {
     }
   }
 
-  template <typename To> static void gather_to(Head head, const T *from, const T *bias, A factor, To *to) {
-    for (int64_t row = 0; row < head.tokens; ++row) {
-      const T *in = from + row * head.stride;
-      To *out = to + row * head.width;
-      if (bias) {
+  // One row of a head, with bias and factor.
+  static void gather_row(int64_t width, const T *from, const T *bias, A factor, T *to) {
+    if (bias) {
 #pragma omp simd
-        for (int64_t i = 0; i < head.width; ++i) store(out + i, (load(in + i) + load(bias + i)) * factor);
-      } else {
+      for (int64_t i = 0; i < width; ++i) store(to + i, (load(from + i) + load(bias + i)) * factor);
+    } else {
 #pragma omp simd
-        for (int64_t i = 0; i < head.width; ++i) store(out + i, load(in + i) * factor);
+      for (int64_t i = 0; i < width; ++i) store(to + i, load(from + i) * factor);
+    }
+  }
+
+  // to[i] = low[i], high[i].
+  static void interleave(int64_t width, const T *low, const T *high, T *to) {
+    if constexpr (sizeof(T) == 2) {
+      for (int64_t i = 0; i < width; ++i) {
+        const uint32_t both = low[i].bits | static_cast<uint32_t>(high[i].bits) << 16;
+        __builtin_memcpy(to + 2 * i, &both, sizeof both);
       }
     }
   }
 
-  static void gather(Head head, const T *from, const T *bias, A factor, A *to, T *own) {
-    if (to) gather_to(head, from, bias, factor, to);
-    if (own) gather_to(head, from, bias, factor, own);
-  }
-
-  static void scatter(Head head, const T *from, A factor, T *to, A *d_bias) {
-    for (int64_t row = 0; row < head.tokens; ++row) {
-      const T *in = from + row * head.width;
-      T *out = to + row * head.stride;
-#pragma omp simd
-      for (int64_t i = 0; i < head.width; ++i) store(out + i, load(in + i) * factor);
-      if (!d_bias) continue;
-#pragma omp simd
-      for (int64_t i = 0; i < head.width; ++i) d_bias[i] += load(in + i) * factor;
+  static void gather(Head head, const T *from, const T *bias, A factor, Layout layout, T *to) {
+    constexpr int64_t PIECE = 128;
+    T rows[2][PIECE];
+    for (int64_t begin = 0; begin < head.width; begin += PIECE) {
+      const int64_t width = head.width - begin < PIECE ? head.width - begin : PIECE;
+      const T *add = bias ? bias + begin : nullptr;
+      for (int64_t row = 0; row < head.tokens; ++row) {
+        const T *in = from + row * head.stride + begin;
+        T *kept = rows[row % 2];
+        switch (layout) {
+        case Layout::ROWS:
+          gather_row(width, in, add, factor, to + row * head.width + begin);
+          break;
+        case Layout::ACROSS:
+          gather_row(width, in, add, factor, kept);
+          for (int64_t i = 0; i < width; ++i) to[(begin + i) * head.tokens + row] = kept[i];
+          break;
+        case Layout::PAIRS:
+          gather_row(width, in, add, factor, kept);
+          if (row % 2) interleave(width, rows[0], rows[1], to + ((row - 1) * head.width + 2 * begin));
+          break;
+        case Layout::PAIRS_ACROSS:
+          gather_row(width, in, add, factor, kept);
+          for (int64_t i = 0; i < width; i += 2)
+            __builtin_memcpy(to + (begin + i) * head.tokens + 2 * row, kept + i, 2 * sizeof(T));
+        }
+      }
     }
   }
 
-  static void softmax(Rows rows, A *s, A *statistics, T *p) {
+  static void scatter(Head head, Layout layout, const A *from, A factor, T *to, A *d_bias) {
+    const bool across = layout == Layout::ACROSS;
+    const int64_t next_row = across ? 1 : head.width, next = across ? head.tokens : 1;
+    for (int64_t row = 0; row < head.tokens; ++row) {
+      const A *in = from + row * next_row;
+      T *out = to + row * head.stride;
+#pragma omp simd
+      for (int64_t i = 0; i < head.width; ++i) store(out + i, in[i * next] * factor);
+      if (!d_bias) continue;
+#pragma omp simd
+      for (int64_t i = 0; i < head.width; ++i) d_bias[i] += in[i * next] * factor;
+    }
+  }
+
+  static void softmax(Rows rows, A *s, A *largest, A *over, T *p) {
     const int64_t width = rows.width;
     for (int64_t row = rows.begin; row < rows.end; ++row) {
       A *at = s + row * width;
@@ -228,23 +264,22 @@ template <typename T> struct Loops {
         at[i] = exponential(at[i] - most);
         sum += at[i];
       }
-      const A over = 1 / sum;
-      statistics[2 * row] = most;
-      statistics[2 * row + 1] = over;
+      const A share = 1 / sum;
+      largest[row] = most;
+      over[row] = share;
 #pragma omp simd
-      for (int64_t i = 0; i < width; ++i) store(out + i, at[i] * over);
+      for (int64_t i = 0; i < width; ++i) store(out + i, at[i] * share);
     }
   }
 
-  static void softmax_again(Rows rows, A *s, const A *statistics, T *p) {
+  static void softmax_across(Rows rows, A *s, const A *largest, const A *over, T *p) {
     const int64_t width = rows.width;
     for (int64_t row = rows.begin; row < rows.end; ++row) {
       A *at = s + row * width;
       T *out = p + row * width;
-      const A most = statistics[2 * row], over = statistics[2 * row + 1];
 #pragma omp simd
       for (int64_t i = 0; i < width; ++i) {
-        at[i] = exponential(at[i] - most) * over;
+        at[i] = exponential(at[i] - largest[i]) * over[i];
         store(out + i, at[i]);
       }
     }
@@ -260,19 +295,19 @@ template <typename T> struct Loops {
     }
   }
 
-  static void softmax_backward(Rows rows, const A *p, const A *delta, const A *dp, T *ds) {
+  static void softmax_across_backward(Rows rows, const A *p, const A *delta, const A *dp, T *ds, T *pairs) {
     const int64_t width = rows.width;
     for (int64_t row = rows.begin; row < rows.end; ++row) {
       const A *weight = p + row * width, *in = dp + row * width;
       T *out = ds + row * width;
-      const A less = delta[row];
 #pragma omp simd
-      for (int64_t i = 0; i < width; ++i) store(out + i, weight[i] * (in[i] - less));
+      for (int64_t i = 0; i < width; ++i) store(out + i, weight[i] * (in[i] - delta[i]));
+      if (pairs && row % 2) interleave(width, out - width, out, pairs + (row - 1) * width);
     }
   }
 
-  static constexpr Kernels<T> all{norm,    gate,    gate_backward, norm_backward, gelu,  gelu_backward,
-                                  gather,  scatter, softmax,       softmax_again, delta, softmax_backward};
+  static constexpr Kernels<T> all{norm,   gate,    gate_backward, norm_backward,  gelu,  gelu_backward,
+                                  gather, scatter, softmax,       softmax_across, delta, softmax_across_backward};
 };
 
 } // namespace

@@ -48,6 +48,14 @@ struct Head {
   int64_t tokens, width, stride;
 };
 
+// How a matrix `[tokens, width]` lies in memory as an operand of a product.
+enum class Layout {
+  ROWS,
+  ACROSS,       // transposed, `[width, tokens]`
+  PAIRS,        // `[tokens / 2, width, 2]`: rows 2 i and 2 i + 1 lie together, value by value. Of bf16 alone, as the next.
+  PAIRS_ACROSS, // `[width / 2, tokens, 2]`
+};
+
 template <typename T> struct Kernels {
   using A = Accumulator<T>;
 
@@ -67,19 +75,20 @@ template <typename T> struct Kernels {
   // Makes df of dg in place, and g once more; the sum of df over rows is added to d_bias.
   void (*gelu_backward)(Rows, const T *f, const T *bias, T *dg, T *g, A *d_bias);
 
-  // to = own = (from + bias) factor, dense; bias, and one of the results, may be null.
-  void (*gather)(Head, const T *from, const T *bias, A factor, A *to, T *own);
-  // to = from factor; the sum over rows is added to d_bias, which may be null.
-  void (*scatter)(Head, const T *from, A factor, T *to, A *d_bias);
-  // p = softmax(s) over each row of `width` scores, of which s does not survive; keeps two values of it, the largest score and
-  // 1 / sum(exp(s - largest)). Their logarithm in one value would lose digits where scores are large. p may be s.
-  void (*softmax)(Rows, A *s, A *statistics, T *p);
-  // The same once more, into s and into p.
-  void (*softmax_again)(Rows, A *s, const A *statistics, T *p);
+  // to = (from + bias) factor in this layout; bias may be null.
+  void (*gather)(Head, const T *from, const T *bias, A factor, Layout, T *to);
+  // to = from factor, from a dense matrix in ROWS or ACROSS; the sum over tokens is added to
+  // d_bias, which may be null.
+  void (*scatter)(Head, Layout, const A *from, A factor, T *to, A *d_bias);
+  // p = softmax(s) over each row of `width` scores, of which s does not survive. Keeps two values of each row, the largest score
+  // and 1 / sum(exp(s - largest)): their logarithm in one value would lose digits where scores are large. p may be s.
+  void (*softmax)(Rows, A *s, A *largest, A *over, T *p);
+  // The same once more, into s and into p, of scores whose columns are the rows of before.
+  void (*softmax_across)(Rows, A *s, const A *largest, const A *over, T *p);
   // delta of each row: the sum of d_out * out over the head's columns.
   void (*delta)(Head, const T *d_out, const T *out, A *delta);
-  // ds = p (dp - delta); ds may be dp.
-  void (*softmax_backward)(Rows, const A *p, const A *delta, const A *dp, T *ds);
+  // ds = p (dp - delta), with the columns that `softmax_across` has; ds may be dp. `pairs` may be null: ds once more, in PAIRS.
+  void (*softmax_across_backward)(Rows, const A *p, const A *delta, const A *dp, T *ds, T *pairs);
 };
 
 // For float, double and Bf16.
