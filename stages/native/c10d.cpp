@@ -1,5 +1,6 @@
 #include "c10d.h"
 
+#include <cstdlib>
 #include <cstring>
 #include <dlfcn.h>
 #include <string>
@@ -20,6 +21,17 @@ static_assert(sizeof(c10d::ProcessGroupGloo::Options) >=
               "the options of Gloo are laid out otherwise");
 
 namespace {
+
+// What libtorch reads from the environment, which has no lock: set while nothing else runs yet. What is set already stays.
+[[maybe_unused]] const bool configured = [] {
+  // Its flight recorder looks up the group of each collective in a map of all groups of the process, and adds it, before it takes
+  // its lock (FlightRecorder::recordWithResetEnabled): ranks that are threads of one process die in it. Without a buffer it
+  // returns before that, for Gloo and NCCL alike.
+  setenv("TORCH_FR_BUFFER_SIZE", "0", 0);
+  // CleanUpOnly: NCCL's watchdog would end the process where a rank is lost, before it has said which.
+  if (!getenv("NCCL_ASYNC_ERROR_HANDLING")) setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2", 0);
+  return true;
+}();
 
 template <typename T> void *owned(T value) { return new T(std::move(value)); }
 Store &store_of(void *store) { return *static_cast<Store *>(store); }
@@ -75,8 +87,7 @@ char *dualpath_group_gloo(void *store, int rank, int world, const char *interfac
     } else {
       options->devices.push_back(Gloo::createDefaultDevice());
     }
-    static std::mutex notes;
-    *group = owned<Group>({c10::make_intrusive<Gloo>(store_of(store), rank, world, std::move(options)), kNoTimeout, &notes});
+    *group = owned<Group>({c10::make_intrusive<Gloo>(store_of(store), rank, world, std::move(options))});
   });
 }
 
@@ -93,8 +104,8 @@ char *dualpath_group_nccl(const char *library, void *store, int rank, int world,
 
 void dualpath_group_free(void *group) {
   std::unique_ptr<Group> taken(static_cast<Group *>(group));
-  // A group that lost a rank has nothing left to close.
-  free(guarded([&] { taken->backend->shutdown(); }));
+  // Where a rank was lost, to close in order would wait for it.
+  free(guarded([&] { *taken->lost ? taken->backend->abort() : taken->backend->shutdown(); }));
 }
 
 char *dualpath_group_all_reduce(void *group, torch::Tensor *tensor, void **work) {

@@ -4,10 +4,10 @@
 // Messages as in native.h. What a function hands out through `void **` the caller frees with the function named.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <torch/torch.h>
 
 #include <torch/csrc/distributed/c10d/Backend.hpp>
@@ -19,9 +19,17 @@ using Store = c10::intrusive_ptr<c10d::Store>;
 struct Work {
   c10::intrusive_ptr<c10d::Work> begun;
   std::chrono::milliseconds patience;
+  std::shared_ptr<std::atomic<bool>> lost;
 
   // NCCL's would only make the device wait, without a deadline: a rank that is lost would be noticed by nobody.
-  void wait() { begun->wait(patience); }
+  void wait() {
+    try {
+      begun->wait(patience);
+    } catch (...) {
+      *lost = true;
+      throw;
+    }
+  }
 };
 
 // Ranks that reduce and copy together.
@@ -29,14 +37,10 @@ struct Group {
   c10::intrusive_ptr<c10d::Backend> backend;
   // How long to wait for a collective; 0 where the backend has a deadline itself.
   std::chrono::milliseconds patience = kNoTimeout;
-  // Held while a collective begins, which libtorch notes in a map of all groups, without a lock (FlightRecorder::record). None for
-  // NCCL: its map is another and a process has one group, and its first collective would wait inside for the other ranks.
-  std::mutex *notes = nullptr;
+  // Whether a collective has failed.
+  std::shared_ptr<std::atomic<bool>> lost = std::make_shared<std::atomic<bool>>(false);
 
-  template <typename Begin> Work begin(Begin &&collective) const {
-    auto held = notes ? std::unique_lock(*notes) : std::unique_lock<std::mutex>();
-    return {collective(*backend), patience};
-  }
+  template <typename Begin> Work begin(Begin &&collective) const { return {collective(*backend), patience, lost}; }
 };
 
 extern "C" {
@@ -77,7 +81,7 @@ char *dualpath_exchange_new(void *group, torch::Tensor *const *leaves, size_t co
 // The next backward pass is the last of its step: a bucket is sent as soon as all its gradients are there.
 char *dualpath_exchange_arm(void *exchange);
 // Sends what was not, because no gradient reached it, and waits for all. `early` counts the buckets that were sent during the
-// backward pass.
-char *dualpath_exchange_finish(void *exchange, int64_t *early);
+// backward pass, of `buckets` in all.
+char *dualpath_exchange_finish(void *exchange, int64_t *early, int64_t *buckets);
 void dualpath_exchange_free(void *exchange);
 }

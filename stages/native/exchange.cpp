@@ -65,6 +65,8 @@ class Exchange {
     armed_ = true;
   }
 
+  size_t buckets() const { return buckets_.size(); }
+
   size_t finish() {
     const size_t early = sent_;
     armed_ = false;
@@ -126,8 +128,11 @@ char *dualpath_exchange_arm(void *exchange) {
   return guarded([&] { static_cast<Exchange *>(exchange)->arm(); });
 }
 
-char *dualpath_exchange_finish(void *exchange, int64_t *early) {
-  return guarded([&] { *early = static_cast<int64_t>(static_cast<Exchange *>(exchange)->finish()); });
+char *dualpath_exchange_finish(void *exchange, int64_t *early, int64_t *buckets) {
+  return guarded([&] {
+    *early = static_cast<int64_t>(static_cast<Exchange *>(exchange)->finish());
+    *buckets = static_cast<int64_t>(static_cast<Exchange *>(exchange)->buckets());
+  });
 }
 
 void dualpath_exchange_free(void *exchange) { delete static_cast<Exchange *>(exchange); }

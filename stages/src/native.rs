@@ -21,7 +21,7 @@ use tch::Tensor;
 /// A message of a C++ exception that libtorch raised.
 #[derive(Debug, thiserror::Error)]
 #[error("libtorch: {0}")]
-pub struct NativeError(String);
+pub struct NativeError(pub(crate) String);
 
 #[allow(non_camel_case_types)]
 type tensor = *mut torch_sys::C_tensor;

@@ -112,14 +112,14 @@ impl Parameters {
         }
     }
 
-    /// Sums [`Self::gradients`] over a group of ranks from now on, in buckets of [`BUCKET`] values.
+    /// Sums [`Self::gradients`] over a group of ranks from now on, in buckets of at least `bucket` values.
     ///
     /// # Errors
     /// libtorch's; none are known.
-    pub fn exchange_in(&mut self, group: Group) -> Result<Exchange, NativeError> {
+    pub fn exchange_in(&mut self, group: Group, bucket: i64) -> Result<Exchange, NativeError> {
         let computed = (self.compute.kind() != Kind::Float).then_some(&mut self.compute_gradients);
         let leaves: Vec<&Tensor> = in_order(&self.specs, &self.leaves).collect();
-        Exchange::new(group, &leaves, &mut self.gradients, computed, BUCKET)
+        Exchange::new(group, &leaves, &mut self.gradients, computed, bucket)
     }
 
     /// Casts the master weights for the next forward pass: after every update.

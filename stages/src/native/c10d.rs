@@ -66,7 +66,7 @@ unsafe extern "C" {
         exchange: *mut *mut c_void,
     ) -> *mut c_char;
     fn dualpath_exchange_arm(exchange: *mut c_void) -> *mut c_char;
-    fn dualpath_exchange_finish(exchange: *mut c_void, early: *mut i64) -> *mut c_char;
+    fn dualpath_exchange_finish(exchange: *mut c_void, early: *mut i64, buckets: *mut i64) -> *mut c_char;
     fn dualpath_exchange_free(exchange: *mut c_void);
     fn dualpath_free_message(message: *mut c_char);
 }
@@ -374,16 +374,26 @@ impl Exchange {
         checked(unsafe { dualpath_exchange_arm(self.raw) })
     }
 
-    /// Waits until all gradients are summed; how many buckets were sent during the backward pass.
+    /// Waits until all gradients are summed.
     ///
     /// # Errors
     /// Another rank is gone, or did not come within the timeout of the group.
-    pub fn finish(&mut self) -> Result<usize, NativeError> {
-        let mut early = 0;
-        // SAFETY: the exchange lives, and `early` is written before it returns without a message.
-        checked(unsafe { dualpath_exchange_finish(self.raw, &raw mut early) })?;
-        Ok(usize::try_from(early).unwrap_or(0))
+    pub fn finish(&mut self) -> Result<Sent, NativeError> {
+        let (mut early, mut buckets) = (0, 0);
+        // SAFETY: the exchange lives, and both numbers are written before it returns without a message.
+        checked(unsafe { dualpath_exchange_finish(self.raw, &raw mut early, &raw mut buckets) })?;
+        let [early, buckets] = [early, buckets].map(|count| usize::try_from(count).unwrap_or(0));
+        Ok(Sent { early, buckets })
     }
+}
+
+/// How gradients were exchanged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sent {
+    /// Buckets that were sent during the backward pass.
+    pub early: usize,
+    /// Buckets in all.
+    pub buckets: usize,
 }
 
 impl Drop for Exchange {
@@ -429,7 +439,7 @@ mod tests {
         })
     }
 
-    /// libtorch keeps a map of all groups of a process, which it does not lock.
+    /// libtorch notes collectives in a map of all groups of a process, which it does not lock; c10d.cpp keeps it from that.
     #[test]
     fn groups_of_several_threads_begin_at_once() {
         let place = Place { host: "127.0.0.1".into(), port: 0, prefix: "alone".into() };
@@ -543,7 +553,7 @@ mod tests {
                     });
                     (&parts[0] + &parts[1] + &parts[2]).backward();
                     if pass == 1 {
-                        early = exchange.finish().unwrap();
+                        early = exchange.finish().unwrap().early;
                     }
                 }
                 assert!(kind == Kind::Float || computed.abs().max().double_value(&[]) == 0.0);

@@ -29,7 +29,6 @@ use crate::data::HostBatch;
 use crate::load::LoadError;
 use crate::load::feed::{Feeder, Scaling};
 use crate::load::waits::Waits;
-use crate::native::NativeError;
 use crate::world::WorldError;
 use crate::world::peers::Joining;
 
@@ -178,15 +177,6 @@ impl TrainSteps {
         Ok(self.agreed)
     }
 
-    /// An error of a collective says little: what became of the other ranks says more.
-    fn blamed(&mut self, error: NativeError) -> BoxError {
-        self.trainer.leave();
-        match &self.together {
-            Some(together) => together.peers.blame(&error).into(),
-            None => error.into(),
-        }
-    }
-
     fn arrived(&mut self) {
         let waited = self.idle_since.elapsed();
         if self.first_batch.is_none() {
@@ -207,7 +197,10 @@ impl TrainSteps {
         let computed = self.trainer.compute_gradients(&batch, &views, look);
         // Nothing but the gradients has changed where it failed.
         self.whole = computed.is_err();
-        let (losses, features) = computed.map_err(|error| self.blamed(error))?;
+        let (losses, features) = computed.map_err(|error| match self.together {
+            Some(_) => WorldError::Collective(error),
+            None => WorldError::Native(error),
+        })?;
         let [gradient_norm, skipped] = self.trainer.update()?;
         self.window.add(StepFigures { losses, features, gradient_norm, skipped });
         self.whole = true;
@@ -377,16 +370,28 @@ impl TrainSteps {
         Ok(if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     }
 
-    /// The others hear why this rank ends, unless it is they who ended.
-    fn told<T>(&self, result: Result<T, BoxError>) -> Result<T, BoxError> {
-        let (Err(error), Some(together)) = (&result, &self.together) else { return result };
-        match error.downcast_ref::<WorldError>() {
-            Some(WorldError::Failed(_) | WorldError::Torn(_)) => {}
-            // Its store is gone with it.
-            Some(WorldError::Lost { whom, .. }) if whom == "rank 0" => {}
-            _ => together.peers.tell_failure(&error.to_string()),
-        }
-        result
+    /// The others hear why this rank ends, unless it is they who ended. An error of a collective says little: what became of the other
+    /// ranks says more.
+    fn told<T>(&mut self, result: Result<T, BoxError>) -> Result<T, BoxError> {
+        let Some(together) = &self.together else { return result };
+        result.map_err(|error| {
+            // Before anything is waited for: who waits for this rank in a backward pass notices by it.
+            self.trainer.leave();
+            let error = match error.downcast::<WorldError>() {
+                Ok(error) => together.peers.blame(*error),
+                Err(other) => {
+                    together.peers.tell_failure(&other.to_string());
+                    return other;
+                }
+            };
+            match &error {
+                WorldError::Failed(_) | WorldError::Torn(_) => {}
+                // Its store is gone with it.
+                WorldError::Lost { whom, .. } if whom == "rank 0" => {}
+                _ => together.peers.tell_failure(&error.to_string()),
+            }
+            error.into()
+        })
     }
 
     fn close(&mut self) -> Result<(), BoxError> {
@@ -424,6 +429,11 @@ impl Sink for TrainSteps {
 impl Drop for TrainSteps {
     /// A run that fails, because a block cannot be read or a disk is full, keeps the steps that were done.
     fn drop(&mut self) {
+        if let Some(together) = self.together.as_ref().filter(|_| std::thread::panicking()) {
+            // Other ranks of this process would wait for what only its end tells them.
+            self.trainer.leave();
+            together.peers.tell_failure("libtorch failed; its own message says how");
+        }
         // The failure itself is reported; that a checkpoint failed too changes nothing about it.
         let _ = self.settle();
         if self.whole && self.trainer.step > self.began {

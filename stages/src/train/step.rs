@@ -14,7 +14,7 @@ use crate::method::objective::features::FeatureFigures;
 use crate::method::parameters::Parameters;
 use crate::method::views::Views;
 use crate::native::NativeError;
-use crate::native::c10d::{Exchange, Group};
+use crate::native::c10d::{Exchange, Group, Sent};
 
 /// A network in training on one device: weights, moments, average and step. Owned by one thread.
 #[derive(Debug)]
@@ -33,6 +33,8 @@ pub struct Trainer {
     pub step: u64,
     /// Sums gradients over the ranks, where there are several.
     exchange: Option<Exchange>,
+    /// How they were in the last step.
+    sent: Option<Sent>,
     ranks: usize,
     network: Network,
     device: Device,
@@ -86,7 +88,19 @@ impl Trainer {
         let optimiser = AdamW::new(config.optimiser.clone(), parameters.master.numel() as i64, device);
         let average = parameters.master.copy();
         let network = Network::new(&config.model, &data, parameters.leaves());
-        Ok(Self { config, data, parameters, optimiser, average, step: 0, exchange: None, ranks: 1, network, device })
+        Ok(Self {
+            config,
+            data,
+            parameters,
+            optimiser,
+            average,
+            step: 0,
+            exchange: None,
+            sent: None,
+            ranks: 1,
+            network,
+            device,
+        })
     }
 
     /// Where the weights are.
@@ -95,13 +109,19 @@ impl Trainer {
     }
 
     /// From now on this is one of `ranks` trainers, each with an equal slice of the global batch; `group` is theirs.
+    /// Gradients go through it in buckets of at least `bucket` values.
     ///
     /// # Errors
     /// libtorch's; none are known.
-    pub fn exchange_in(&mut self, group: Group, ranks: usize) -> Result<(), NativeError> {
-        self.exchange = Some(self.parameters.exchange_in(group)?);
+    pub fn exchange_in(&mut self, group: Group, ranks: usize, bucket: i64) -> Result<(), NativeError> {
+        self.exchange = Some(self.parameters.exchange_in(group, bucket)?);
         self.ranks = ranks;
         Ok(())
+    }
+
+    /// How the gradients of the last step were exchanged, where they were.
+    pub fn sent(&self) -> Option<Sent> {
+        self.sent
     }
 
     /// Leaves the others, which notice it where they wait for this one.
@@ -145,7 +165,7 @@ impl Trainer {
                 Some(exchange) if piece + 1 == pieces => {
                     exchange.arm()?;
                     loss.backward();
-                    exchange.finish()?;
+                    self.sent = Some(exchange.finish()?);
                 }
                 _ => {
                     loss.backward();

@@ -23,32 +23,34 @@ impl Together {
         let (peers, gradients) = joining.join(trainer.device())?;
         let mut step = Tensor::from_slice(&[trainer.step as i64]);
         let adamw = &mut trainer.optimiser;
-        peers.share(&mut [
+        let shared = peers.share(&mut [
             &mut step,
             &mut trainer.parameters.master,
             &mut trainer.average,
             &mut adamw.exp_avg,
             &mut adamw.exp_avg_sq,
             &mut adamw.count,
-        ])?;
+        ]);
+        shared.map_err(|error| peers.blame(error))?;
         trainer.step = step.int64_value(&[0]) as u64;
         trainer.parameters.refresh();
-        trainer.exchange_in(gradients, joining.world)?;
+        trainer.exchange_in(gradients, joining.world, joining.bucket)?;
         Ok(Self { peers })
     }
 
-    /// Makes sure that all ranks still have the same weights.
+    /// Makes sure that all ranks still have the same weights, and the same average of them.
     ///
     /// # Errors
-    /// [`WorldError::Diverged`], and a rank that does not answer.
+    /// [`WorldError::Diverged`] and [`WorldError::Collective`].
     pub fn check(&self, trainer: &Trainer) -> Result<(), WorldError> {
-        self.peers.check_equal(trainer.parameters.specs(), &trainer.parameters.master, trainer.step)
+        let buffers = [("", &trainer.parameters.master), ("the average of ", &trainer.average)];
+        self.peers.check_equal(trainer.parameters.specs(), &buffers, trainer.step)
     }
 
     /// Means over the ranks of scalars, f32 on the device, as f64.
     ///
     /// # Errors
-    /// A rank does not answer.
+    /// [`WorldError::Collective`].
     pub fn means(&self, scalars: &[&Tensor]) -> Result<Vec<f64>, WorldError> {
         let flat: Vec<Tensor> = scalars.iter().map(|scalar| scalar.to_device(Device::Cpu)).collect();
         let values = Vec::<f64>::try_from(Tensor::stack(&flat, 0).to_kind(Kind::Double)).expect("one dimension");
@@ -66,18 +68,40 @@ mod tests {
 
     use super::*;
     use crate::data::LatentBatch;
-    use crate::method::parameters::views;
-    use crate::train::equality::{batch, config, trainer, trainer_of};
+    use crate::method::config::ModelConfig;
+    use crate::method::parameters::{BUCKET, views};
+    use crate::method::random;
+    use crate::train::config::TrainConfig;
+    use crate::train::equality::{config, trainer_of};
     use crate::world::launch::Launch;
     use crate::world::meeting::Meeting;
+
+    /// Images of a global batch: 1 x 64, 2 x 32, 4 x 16.
+    const BATCH: i64 = 64;
+
+    /// Values of a bucket: so few that the small network has many.
+    const SMALL: i64 = 500;
+
+    fn batch_of_64(micro_batches: u64) -> TrainConfig {
+        let mut config = config(micro_batches);
+        config.train.batch = BATCH as u64;
+        let small = ModelConfig { depth: 2, encoder_depth: 1, hidden: 16, ..config.model };
+        config.model = ModelConfig { projector_hidden: 24, projector_out: 12, ..small };
+        config
+    }
+
+    fn trainer(micro_batches: u64, kind: Kind) -> Trainer {
+        trainer_of(batch_of_64(micro_batches), kind)
+    }
 
     /// Runs `run` for every rank of a world of `world`, each with a trainer of its own, and gives what they return.
     fn ranks<T: Send>(
         world: usize,
+        bucket: i64,
         make: impl Fn(usize) -> Trainer + Sync,
         run: impl Fn(&mut Trainer, &Together) -> T + Sync,
     ) -> Vec<T> {
-        let meeting = Meeting::open(Launch::alone(), world, Duration::from_secs(120)).unwrap();
+        let meeting = Meeting::open(Launch::alone(), world, Duration::from_secs(120)).unwrap().in_buckets(bucket);
         thread::scope(|scope| {
             let (make, run) = (&make, &run);
             let join = |rank: usize| {
@@ -96,11 +120,11 @@ mod tests {
     /// This rank's slice of global batch number g, and its gradients.
     fn gradients(trainer: &mut Trainer, together: Option<&Together>) {
         let [rank, world] = together.map_or([0, 1], |t| [t.peers.rank(), t.peers.world()]);
-        let len = 8 / world as i64;
+        let len = BATCH / world as i64;
         let start = rank as i64 * len;
-        let whole = batch(trainer.step);
-        let rows =
-            LatentBatch { latents: whole.latents.narrow(1, start, len), labels: whole.labels.narrow(0, start, len) };
+        let whole = random::normal(&[1, BATCH, 4, 8, 8], Device::Cpu, 1000 + trainer.step).unwrap();
+        let labels = Tensor::arange(BATCH, (Kind::Int64, Device::Cpu)).remainder(3);
+        let rows = LatentBatch { latents: whole.narrow(1, start, len), labels: labels.narrow(0, start, len) };
         let views = trainer.draw_views().unwrap().slice(start, len);
         let _ = trainer.compute_gradients(&rows, &views, false).unwrap();
     }
@@ -109,37 +133,44 @@ mod tests {
         (found - expected).norm().double_value(&[]) / expected.norm().double_value(&[])
     }
 
-    /// Gradients of the first step, by parameter; in ranks, and in ranks of several micro-batches.
+    /// Gradients of the first step, by parameter; in ranks, and in ranks of several micro-batches; in one bucket and in many.
     #[test]
     fn slices_of_a_batch_have_its_gradients() {
         let mut whole = trainer(1, Kind::Float);
         gradients(&mut whole, None);
         let specs = whole.parameters.specs().to_vec();
         let expected = views(&specs, &whole.parameters.gradients);
-        for (world, micro_batches) in [(2, 1), (4, 1), (2, 2)] {
+        for (world, micro_batches, bucket) in [(2, 1, BUCKET), (2, 1, SMALL), (4, 1, SMALL), (2, 2, SMALL)] {
             let found = ranks(
                 world,
+                bucket,
                 |_| trainer(micro_batches, Kind::Float),
                 |trainer, together| {
                     gradients(trainer, Some(together));
-                    trainer.parameters.gradients.copy()
+                    (trainer.parameters.gradients.copy(), trainer.sent().unwrap())
                 },
             );
-            for found in found {
+            for (found, sent) in found {
                 for (name, gradient) in views(&specs, &found) {
                     let error = relative(&gradient, &expected[&name]);
                     assert!(error < 1e-6, "{world} ranks, {micro_batches} pieces, {name}: {error:e}");
+                }
+                if bucket == BUCKET {
+                    assert_eq!(sent.buckets, 1);
+                } else {
+                    // Most of them while the backward pass still computed others.
+                    assert!(sent.buckets > 8 && 2 * sent.early > sent.buckets, "{sent:?}");
                 }
             }
         }
     }
 
-    /// 50 steps of plain gradient descent, by parameter, and 20 of AdamW by the flat norm: AdamW divides by the size of a
-    /// gradient, so that where the true one is 0, rounding is all there is.
+    /// 20 steps of plain gradient descent, by parameter, and 50 of AdamW by flat norms of weights, average and moments: AdamW divides
+    /// by the size of a gradient, so that where the true one is 0, rounding is all there is.
     #[test]
     fn ranks_train_as_one_does() {
         let descend = |trainer: &mut Trainer, together: Option<&Together>| {
-            for _ in 0..50 {
+            for _ in 0..20 {
                 gradients(trainer, together);
                 let change = &trainer.parameters.gradients * -0.05;
                 let _ = no_grad(|| trainer.parameters.master.g_add_(&change));
@@ -148,31 +179,36 @@ mod tests {
             trainer.parameters.master.copy()
         };
         let adamw = |trainer: &mut Trainer, together: Option<&Together>| {
-            for _ in 0..20 {
+            for _ in 0..50 {
                 gradients(trainer, together);
                 let _ = trainer.update().unwrap();
-                if let Some(together) = together {
+                if let Some(together) = together.filter(|_| trainer.step.is_multiple_of(10)) {
                     together.check(trainer).unwrap();
                 }
             }
-            Tensor::cat(&[&trainer.parameters.master, &trainer.average], 0)
+            let Trainer { parameters, average, optimiser, .. } = trainer;
+            [&parameters.master, average, &optimiser.exp_avg, &optimiser.exp_avg_sq].map(Tensor::copy)
         };
         let specs = trainer(1, Kind::Float).parameters.specs().to_vec();
         let (descended, updated) =
             (descend(&mut trainer(1, Kind::Float), None), adamw(&mut trainer(1, Kind::Float), None));
         let expected = views(&specs, &descended);
         for world in [2, 4] {
-            let found = ranks(world, |_| trainer(1, Kind::Float), |t, together| descend(t, Some(together)));
+            let found = ranks(world, SMALL, |_| trainer(1, Kind::Float), |t, together| descend(t, Some(together)));
             for found in found {
                 for (name, weights) in views(&specs, &found) {
                     let error = relative(&weights, &expected[&name]);
                     assert!(error < 1e-5, "{world} ranks, {name}: {error:e}");
                 }
             }
-            let found = ranks(world, |_| trainer(1, Kind::Float), |t, together| adamw(t, Some(together)));
-            assert!(found.iter().all(|flat| flat.equal(&found[0])));
-            let error = relative(&found[0], &updated);
-            assert!(error < 1e-4, "{world} ranks: {error:e}");
+            let found = ranks(world, SMALL, |_| trainer(1, Kind::Float), |t, together| adamw(t, Some(together)));
+            for found in &found {
+                for (what, expected) in [0, 1, 2, 3].into_iter().zip(&updated) {
+                    let error = relative(&found[what], expected);
+                    assert!(error < 1e-4, "{world} ranks, buffer {what}: {error:e}");
+                }
+            }
+            assert!(found.iter().all(|flats| flats.iter().zip(&found[0]).all(|(flat, first)| flat.equal(first))));
         }
     }
 
@@ -182,15 +218,19 @@ mod tests {
         gradients(&mut whole, None);
         let found = ranks(
             2,
+            SMALL,
             |_| trainer(1, Kind::BFloat16),
             |trainer, together| {
                 gradients(trainer, Some(together));
-                trainer.parameters.gradients.copy()
+                (trainer.parameters.gradients.copy(), trainer.sent().unwrap())
             },
         );
-        assert!(found[0].equal(&found[1]));
-        let error = relative(&found[0], &whole.parameters.gradients);
+        assert!(found[0].0.equal(&found[1].0));
+        let error = relative(&found[0].0, &whole.parameters.gradients);
         assert!(error < 0.02, "{error:e}");
+        for (_, sent) in found {
+            assert!(sent.buckets > 8 && 2 * sent.early > sent.buckets, "{sent:?}");
+        }
     }
 
     #[test]
@@ -202,25 +242,36 @@ mod tests {
             trainer.step = 7 * (1 - rank.min(1)) as u64;
             trainer
         };
-        let found = ranks(3, make, |trainer, together| {
+        let name = "blocks.1.attn.qkv.weight";
+        let weight = |trainer: &Trainer, flat: &Tensor| views(trainer.parameters.specs(), flat)[name].flatten(0, -1);
+        let found = ranks(3, SMALL, make, |trainer, together| {
             let checked = together.check(trainer).is_ok();
-            if together.peers.rank() == 1 {
+            let is_odd = together.peers.rank() == 1;
+            let error = |trainer: &Trainer| together.check(trainer).unwrap_err().to_string();
+            if is_odd {
                 // The last bit of one weight.
-                let weight = views(trainer.parameters.specs(), &trainer.parameters.master)["blocks.1.attn.qkv.weight"]
-                    .flatten(0, -1)
-                    .get(5);
-                let _ = no_grad(|| weight.view_dtype(Kind::Int).g_add_scalar_(1));
+                let bit = weight(trainer, &trainer.parameters.master).get(5);
+                let _ = no_grad(|| bit.view_dtype(Kind::Int).g_add_scalar_(1));
             }
-            (checked, trainer.step, together.check(trainer).unwrap_err().to_string())
+            let of_bit = error(trainer);
+            if is_odd {
+                let bit = weight(trainer, &trainer.parameters.master).get(5);
+                let _ = no_grad(|| bit.view_dtype(Kind::Int).g_sub_scalar_(1));
+                // Two values of the average that are exchanged.
+                let average = weight(trainer, &trainer.average);
+                let (mut one, mut other) = (average.get(3), average.get(4));
+                let kept = one.copy();
+                one.copy_(&other);
+                other.copy_(&kept);
+            }
+            (checked, trainer.step, of_bit, error(trainer))
         });
-        for (checked, step, error) in found {
+        for (checked, step, of_bit, of_exchange) in found {
             assert!(checked && step == 7);
-            assert!(
-                error.starts_with(
-                    "at step 7 the weights of rank 1 are not those of rank 0, first in blocks.1.attn.qkv.weight"
-                ),
-                "{error}"
-            );
+            let said =
+                |first: &str| format!("at step 7 the weights of rank 1 are not those of rank 0, first in {first}");
+            assert!(of_bit.starts_with(&said(name)), "{of_bit}");
+            assert!(of_exchange.starts_with(&said(&format!("the average of {name}"))), "{of_exchange}");
         }
     }
 }

@@ -7,6 +7,9 @@ use crate::native::c10d::Place;
 /// Unless asked otherwise: longer than any step, and than the pause that a checkpoint or a grid of samples makes on rank 0.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(600);
 
+/// Processes of a world, at most: more than any cluster has, and few enough for a rank's place in a sum to be counted in.
+pub const MOST_PROCESSES: usize = 65_536;
+
 /// What a command line says about the world.
 #[derive(Debug, Clone, Default)]
 pub struct LaunchFlags {
@@ -67,6 +70,9 @@ pub enum LaunchError {
         /// As given.
         world: usize,
     },
+    /// None, or too many.
+    #[error("a world of {0} processes was asked for; it may have 1 to {MOST_PROCESSES}")]
+    World(usize),
     /// No host, or no port.
     #[error("--master {0} is not of the form HOST:PORT")]
     Master(String),
@@ -86,11 +92,10 @@ impl Launch {
                 None => Self::from_slurm(&variable)?,
             },
         };
-        let Some(launch) = found else { return Ok(None) };
-        if launch.process >= launch.processes {
-            return Err(LaunchError::NoSuchRank { rank: launch.process, world: launch.processes });
+        if let Some(&Self { process, processes, local, .. }) = found.as_ref() {
+            Member { process, processes, local }.checked()?;
         }
-        Ok(Some(launch))
+        Ok(found)
     }
 
     fn from_flags(
@@ -114,11 +119,9 @@ impl Launch {
         Ok(Some(Self { processes, process, local: 0, place, serve: process == 0, interface: interface(variable) }))
     }
 
-    /// `torchrun --no-python`; the names are those of torch.distributed.
     fn from_torchrun(variable: &impl Fn(&str) -> Option<String>) -> Result<Option<Self>, LaunchError> {
-        let Some(process) = number(variable, "RANK")? else { return Ok(None) };
+        let Some(Member { process, processes, local }) = Member::of_torchrun(variable)? else { return Ok(None) };
         let missing = |missing| LaunchError::NoVariable { of: "torchrun", given: "RANK", missing };
-        let Some(processes) = number(variable, "WORLD_SIZE")? else { return Err(missing("WORLD_SIZE")) };
         let host = variable("MASTER_ADDR").ok_or_else(|| missing("MASTER_ADDR"))?;
         let port = number(variable, "MASTER_PORT")?.ok_or_else(|| missing("MASTER_PORT"))?;
         // The agent's store outlives a restart of its workers.
@@ -127,19 +130,16 @@ impl Launch {
         Ok(Some(Self {
             processes,
             process,
-            local: number(variable, "LOCAL_RANK")?.unwrap_or(0),
+            local,
             place: Place { host, port, prefix: format!("dualpath/{attempt}") },
             serve: process == 0 && !agent,
             interface: interface(variable),
         }))
     }
 
-    /// A step of `srun` with several tasks. A batch script itself has SLURM_PROCID too, and is no task of any step.
     fn from_slurm(variable: &impl Fn(&str) -> Option<String>) -> Result<Option<Self>, LaunchError> {
-        let tasks = number(variable, "SLURM_STEP_NUM_TASKS")?;
-        let Some(processes) = tasks.filter(|tasks| *tasks > 1) else { return Ok(None) };
+        let Some(Member { process, processes, local }) = Member::of_slurm(variable)? else { return Ok(None) };
         let missing = |missing| LaunchError::NoVariable { of: "srun", given: "SLURM_STEP_NUM_TASKS", missing };
-        let process = number(variable, "SLURM_PROCID")?.ok_or_else(|| missing("SLURM_PROCID"))?;
         let nodes = variable("SLURM_STEP_NODELIST").ok_or_else(|| missing("SLURM_STEP_NODELIST"))?;
         let job: usize = number(variable, "SLURM_JOB_ID")?.unwrap_or(0);
         let step: usize = number(variable, "SLURM_STEP_ID")?.unwrap_or(0);
@@ -150,7 +150,6 @@ impl Launch {
             port: number(variable, "MASTER_PORT")?.unwrap_or(derived),
             prefix: "dualpath".into(),
         };
-        let local = number(variable, "SLURM_LOCALID")?.unwrap_or(0);
         Ok(Some(Self { processes, process, local, place, serve: process == 0, interface: interface(variable) }))
     }
 
@@ -164,6 +163,66 @@ impl Launch {
     pub fn bind(&self) -> &'static str {
         let host = self.place.host.as_str();
         if host == "localhost" || host == "::1" || host.starts_with("127.") { "127.0.0.1" } else { "" }
+    }
+}
+
+/// Which process of how many: all there is to know where they need not meet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Member {
+    /// This one, from 0.
+    pub process: usize,
+    /// Processes in all, at least 1.
+    pub processes: usize,
+    /// Its number among those of its machine, which chooses its GPU.
+    pub local: usize,
+}
+
+impl Member {
+    /// The only one.
+    pub const ALONE: Self = Self { process: 0, processes: 1, local: 0 };
+
+    /// Looks at what torchrun sets, then at what srun does; no address is asked for. `None`: this process is alone.
+    ///
+    /// # Errors
+    /// What there is does not say it.
+    pub fn find(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, LaunchError> {
+        let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
+        let found = match Self::of_torchrun(&variable)? {
+            Some(found) => Some(found),
+            None => Self::of_slurm(&variable)?,
+        };
+        found.map(Self::checked).transpose()
+    }
+
+    /// That there is such a process.
+    ///
+    /// # Errors
+    /// There is none, or the world has no such size.
+    pub fn checked(self) -> Result<Self, LaunchError> {
+        let Self { process: rank, processes: world, .. } = self;
+        if !(1..=MOST_PROCESSES).contains(&world) {
+            return Err(LaunchError::World(world));
+        }
+        if rank < world { Ok(self) } else { Err(LaunchError::NoSuchRank { rank, world }) }
+    }
+
+    /// `torchrun --no-python`; the names are those of torch.distributed.
+    fn of_torchrun(variable: &impl Fn(&str) -> Option<String>) -> Result<Option<Self>, LaunchError> {
+        let Some(process) = number(variable, "RANK")? else { return Ok(None) };
+        let Some(processes) = number(variable, "WORLD_SIZE")? else {
+            return Err(LaunchError::NoVariable { of: "torchrun", given: "RANK", missing: "WORLD_SIZE" });
+        };
+        Ok(Some(Self { process, processes, local: number(variable, "LOCAL_RANK")?.unwrap_or(0) }))
+    }
+
+    /// A step of `srun` with several tasks. A batch script itself has SLURM_PROCID too, and is no task of any step.
+    fn of_slurm(variable: &impl Fn(&str) -> Option<String>) -> Result<Option<Self>, LaunchError> {
+        let tasks = number(variable, "SLURM_STEP_NUM_TASKS")?;
+        let Some(processes) = tasks.filter(|tasks| *tasks > 1) else { return Ok(None) };
+        let Some(process) = number(variable, "SLURM_PROCID")? else {
+            return Err(LaunchError::NoVariable { of: "srun", given: "SLURM_STEP_NUM_TASKS", missing: "SLURM_PROCID" });
+        };
+        Ok(Some(Self { process, processes, local: number(variable, "SLURM_LOCALID")?.unwrap_or(0) }))
     }
 }
 
@@ -263,6 +322,20 @@ mod tests {
     }
 
     #[test]
+    fn who_need_not_meet_need_no_address() {
+        let member = |variables: &[(&str, &str)]| {
+            Member::find(|name| {
+                variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+            })
+        };
+        assert_eq!(member(&TORCHRUN[..2]), Ok(Some(Member { process: 3, processes: 8, local: 0 })));
+        assert_eq!(member(&SLURM[..3]), Ok(Some(Member { process: 0, processes: 16, local: 2 })));
+        assert_eq!(member(&[]), Ok(None));
+        let none = member(&[("RANK", "8"), ("WORLD_SIZE", "8")]);
+        assert_eq!(none, Err(LaunchError::NoSuchRank { rank: 8, world: 8 }));
+    }
+
+    #[test]
     fn names_of_first_nodes() {
         for (list, first) in [("a", "a"), ("a1,a2", "a1"), ("n[1,7]", "n1"), ("r[2-3]n[08-10]-ib", "r2n08-ib")] {
             assert_eq!(first_node(list), first);
@@ -289,6 +362,14 @@ mod tests {
         assert_eq!(
             of_flags(flags(Some(2), Some(2), Some("a:1"))),
             "rank 2 was given, of a world of 2: ranks are 0 to 1"
+        );
+        assert_eq!(
+            of_flags(flags(Some(0), Some(0), Some("a:1"))),
+            "a world of 0 processes was asked for; it may have 1 to 65536"
+        );
+        assert_eq!(
+            of_flags(flags(Some(65_537), Some(0), Some("a:1"))),
+            "a world of 65537 processes was asked for; it may have 1 to 65536"
         );
         let of = |variables: &[(&str, &str)]| find(&LaunchFlags::default(), variables).unwrap_err().to_string();
         assert_eq!(of(&TORCHRUN[..3]), "torchrun sets RANK, but not MASTER_ADDR");

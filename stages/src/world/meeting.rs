@@ -9,40 +9,37 @@
 //! | `verdict/P` | what differs between process P and process 0, or nothing |
 //! | `start` | steps that the run has done |
 //! | `started/P` | process P knows them |
+//! | `pulse/P` | process P lives: another value every second ([`super::board`]) |
 //! | `failed` | why a rank ended, of the first that did |
-//! | `left/P` | process P knows that nothing is begun |
-//! | `here/R` | rank R still answers ([`super::peers`]) |
+//! | `left/P` | process P knows that the run has ended |
+//! | `joined/R` | rank R is about to join the others ([`super::peers`]) |
+//! | `here/R` | rank R knows that ranks have lost each other, and still answers |
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pipeline::{Interrupt, within};
+use pipeline::Interrupt;
 
 use super::WorldError;
+use super::board::{Board, Pulse, SILENCE, Wanted};
 use super::launch::Launch;
-use super::peers::{Joining, tell};
+use super::peers::Joining;
 use crate::load::plan::Ranks;
-use crate::native::c10d::Store;
+use crate::method::parameters::BUCKET;
 
-/// So often a process that waits looks whether what it waits for is there, or another one has failed. A wait in the store itself
-/// would be one line of libtorch's on stderr each.
-const LOOK: Duration = Duration::from_millis(50);
-
-/// So long the process that holds the store waits for the others to know why it ends.
+/// So long the process that holds the store stays for others that have not come.
 const LEAVE: Duration = Duration::from_secs(5);
-
-/// Why a rank ended, of the first that did.
-pub(super) const FAILED: &str = "failed";
 
 /// A process that has reached the others' store.
 #[derive(Debug)]
 pub struct Meeting {
     launch: Launch,
-    store: Arc<Store>,
+    board: Board,
     /// Ranks of this process, and of every other.
     devices: usize,
     timeout: Duration,
     interrupt: Interrupt,
+    bucket: i64,
+    _pulse: Pulse,
 }
 
 impl Meeting {
@@ -50,20 +47,37 @@ impl Meeting {
     ///
     /// # Errors
     /// [`WorldError::Unreachable`].
-    pub fn open(mut launch: Launch, devices: usize, timeout: Duration) -> Result<Self, WorldError> {
-        let store = Store::open(&launch.place, launch.serve, timeout).map_err(|source| WorldError::Unreachable {
+    pub fn open(launch: Launch, devices: usize, timeout: Duration) -> Result<Self, WorldError> {
+        Self::open_patiently(launch, devices, timeout, SILENCE.min(timeout))
+    }
+
+    /// [`Self::open`]; a process that is silent for `silence` is lost.
+    pub(crate) fn open_patiently(
+        mut launch: Launch,
+        devices: usize,
+        timeout: Duration,
+        silence: Duration,
+    ) -> Result<Self, WorldError> {
+        let opened = Board::open(&launch.place, launch.serve, timeout, silence);
+        let board = opened.map_err(|source| WorldError::Unreachable {
             who: format!("process {}", launch.process),
             place: format!("{}:{}", launch.place.host, launch.place.port),
             source,
         })?;
         // Where it chose a port itself.
-        launch.place.port = store.port();
-        Ok(Self { launch, store: Arc::new(store), devices, timeout, interrupt: Interrupt::default() })
+        launch.place.port = board.port();
+        let pulse = Pulse::start(&launch.place, launch.process, timeout, silence);
+        Ok(Self { launch, board, devices, timeout, interrupt: Interrupt::default(), bucket: BUCKET, _pulse: pulse })
     }
 
     /// Whoever waits here looks at `interrupt` too.
     pub fn watching(self, interrupt: Interrupt) -> Self {
         Self { interrupt, ..self }
+    }
+
+    /// Gradients are exchanged in buckets of at least so many values: the same in all processes.
+    pub fn in_buckets(self, values: i64) -> Self {
+        Self { bucket: values, ..self }
     }
 
     /// The ranks of this process.
@@ -82,15 +96,15 @@ impl Meeting {
     /// # Errors
     /// The store does not answer.
     pub fn tell_config(&self, config: &str) -> Result<(), WorldError> {
-        Ok(self.store.set("config", config.as_bytes())?)
+        self.board.set("config", config.as_bytes())
     }
 
     /// What rank 0 trains.
     ///
     /// # Errors
-    /// It failed, or does not say so within the timeout.
+    /// It failed or is lost, or does not say so within the timeout.
     pub fn hear_config(&self) -> Result<String, WorldError> {
-        self.hear("config", "rank 0")
+        self.hear("config", 0)
     }
 
     /// Compares this process with all others by what decides the result, each with a name that a person knows. All of them
@@ -100,104 +114,76 @@ impl Meeting {
     /// [`WorldError::Differ`] names the first difference of the first process that differs from process 0.
     pub fn agree(&self, facts: &[(String, String)]) -> Result<(), WorldError> {
         let process = self.launch.process;
-        let devices = ("devices of a process".to_owned(), self.devices.to_string());
-        let facts: Vec<(String, String)> = std::iter::once(devices).chain(facts.iter().cloned()).collect();
-        self.store.set(&format!("facts/{process}"), &serde_json::to_vec(&facts).expect("pairs of strings"))?;
-        let of_first = self.hear("facts/0", "process 0")?;
-        let of_first: Vec<(String, String)> = serde_json::from_str(&of_first)
+        let own = [("devices of a process", self.devices as i64), ("values of a bucket", self.bucket)];
+        let own = own.map(|(name, value)| (name.to_owned(), value.to_string()));
+        let facts: Vec<(String, String)> = own.into_iter().chain(facts.iter().cloned()).collect();
+        self.board.set(&format!("facts/{process}"), &serde_json::to_vec(&facts).expect("pairs of strings"))?;
+        let of_first: Vec<(String, String)> = serde_json::from_str(&self.hear("facts/0", 0)?)
             .map_err(|_| WorldError::Differ("process 0 is another version of this program".to_owned()))?;
         let verdict = difference(&of_first, &facts, process).unwrap_or_default();
-        self.store.set(&format!("verdict/{process}"), verdict.as_bytes())?;
-        for other in 0..self.launch.processes {
-            let verdict = self.hear(&format!("verdict/{other}"), &format!("process {other}"))?;
-            if !verdict.is_empty() {
-                return Err(WorldError::Differ(verdict));
-            }
-        }
-        Ok(())
+        self.board.set(&format!("verdict/{process}"), verdict.as_bytes())?;
+        let verdicts = self.hear_all(&self.of_processes("verdict", 0))?;
+        verdicts.into_iter().find(|verdict| !verdict.is_empty()).map_or(Ok(()), |found| Err(WorldError::Differ(found)))
     }
 
     /// Rank 0 says how many steps the run has done; the others hear it.
     ///
     /// # Errors
-    /// Rank 0 failed, or does not say it within the timeout.
+    /// Rank 0 failed or is lost, or does not say it within the timeout.
     pub fn start(&self, steps: u64) -> Result<u64, WorldError> {
         if self.leads() {
-            self.store.set("start", steps.to_string().as_bytes())?;
-            self.hear_all("started", self.timeout)?;
+            self.board.set("start", steps.to_string().as_bytes())?;
+            self.hear_all(&self.of_processes("started", 1))?;
             return Ok(steps);
         }
-        let told = self.hear("start", "rank 0")?;
-        self.store.set(&format!("started/{}", self.launch.process), b"")?;
+        let told = self.hear("start", 0)?;
+        self.board.set(&format!("started/{}", self.launch.process), b"")?;
         told.parse().map_err(|_| WorldError::Failed(format!("rank 0 says that {told:?} steps are done")))
     }
 
     /// What the thread of the `index`-th device of this process joins the others with.
     pub fn joining(&self, index: usize) -> Joining {
         let Ranks { ranks, world } = self.ranks();
-        Joining { launch: self.launch.clone(), rank: ranks.start + index, world, timeout: self.timeout }
+        Joining {
+            launch: self.launch.clone(),
+            board: self.board.clone(),
+            rank: ranks.start + index,
+            world,
+            devices: self.devices,
+            bucket: self.bucket,
+            timeout: self.timeout,
+        }
     }
 
-    /// Tells the others why this process ends, unless one has ended before.
+    /// Tells the others why this process ends, unless one has ended before. The process that holds the store stays until those that
+    /// live know it.
     pub fn tell_failure(&self, why: &str) {
-        tell(&self.store, format!("process {} ended: {why}", self.launch.process));
-        if self.leads() {
-            // The store goes with it, and others may not even have come.
-            let _ = self.hear_all("left", LEAVE.min(self.timeout));
-        } else {
-            let (store, key) = (Arc::clone(&self.store), format!("left/{}", self.launch.process));
-            let _ = within(LEAVE, "leave", move || store.set(&key, b""));
+        let Launch { process, .. } = self.launch;
+        self.board.tell_failure(&format!("process {process} ended: {why}"), Some(format!("left/{process}")));
+        if !self.leads() {
+            return;
         }
-    }
-
-    /// Waits until all other processes have set their key.
-    fn hear_all(&self, key: &str, timeout: Duration) -> Result<(), WorldError> {
         let began = Instant::now();
-        (1..self.launch.processes).try_for_each(|other| {
-            let left = timeout.saturating_sub(began.elapsed());
-            self.wait(&format!("{key}/{other}"), &format!("process {other}"), left, key == "started")
-        })
+        let _ = self.board.watch(&self.of_processes("left", 1), self.timeout, |seen| {
+            let given_up = if began.elapsed() < LEAVE { 0 } else { seen.absent.len() };
+            seen.silent.len() + given_up == seen.missing.len()
+        });
     }
 
-    /// The value of a key that `whom` sets.
-    fn hear(&self, key: &str, whom: &str) -> Result<String, WorldError> {
-        self.wait(key, whom, self.timeout, true)?;
-        let value = self.store.get(key, self.timeout)?;
-        Ok(String::from_utf8_lossy(&value).into_owned())
+    /// A key of each process from the `first`.
+    fn of_processes(&self, key: &str, first: usize) -> Vec<Wanted> {
+        let of = |process| Wanted { key: format!("{key}/{process}"), process, whom: format!("process {process}") };
+        (first..self.launch.processes).map(of).collect()
     }
 
-    /// Waits for a key that `whom` sets; no longer where one has failed, unless that is known.
-    fn wait(&self, key: &str, whom: &str, timeout: Duration, look: bool) -> Result<(), WorldError> {
-        let began = Instant::now();
-        loop {
-            if self.has(key)? {
-                return Ok(());
-            }
-            if look && self.has(FAILED)? {
-                let why = self.store.get(FAILED, self.timeout)?;
-                return Err(WorldError::Failed(String::from_utf8_lossy(&why).into_owned()));
-            }
-            if look && self.interrupt.requested() {
-                return Err(WorldError::Failed("interrupted before the processes had met".to_owned()));
-            }
-            if began.elapsed() > timeout {
-                return Err(WorldError::Late {
-                    who: format!("process {}", self.launch.process),
-                    whom: whom.to_owned(),
-                    seconds: timeout.as_secs(),
-                });
-            }
-            std::thread::sleep(LOOK);
-        }
+    /// The value of a key that a process sets.
+    fn hear(&self, key: &str, process: usize) -> Result<String, WorldError> {
+        let wanted = Wanted { key: key.to_owned(), process, whom: format!("process {process}") };
+        self.hear_all(&[wanted]).map(|mut values| values.remove(0))
     }
 
-    /// Whether a key is set; the machine of the store may stand still.
-    fn has(&self, key: &str) -> Result<bool, WorldError> {
-        let (store, key) = (Arc::clone(&self.store), key.to_owned());
-        match within(self.timeout, "look", move || store.has(&key)) {
-            Ok(Some(found)) => Ok(found?),
-            _ => Err(WorldError::Lost { whom: "rank 0".to_owned(), heard: "its store does not answer".to_owned() }),
-        }
+    fn hear_all(&self, wanted: &[Wanted]) -> Result<Vec<String>, WorldError> {
+        self.board.hear(&format!("process {}", self.launch.process), wanted, self.timeout, Some(&self.interrupt))
     }
 }
 
@@ -218,6 +204,7 @@ mod tests {
     use std::thread;
 
     use super::*;
+    use crate::world::board::tests::Wire;
 
     /// Runs `process` for each of `processes` as a thread.
     fn meet<T: Send>(processes: usize, timeout: Duration, run: impl Fn(usize, Meeting) -> T + Sync) -> Vec<T> {
@@ -283,7 +270,10 @@ mod tests {
                 meeting.tell_failure("the disk is full");
                 return (None, meeting);
             }
-            (Some(meeting.hear_config().unwrap_err().to_string()), meeting)
+            let error = meeting.hear_config().unwrap_err().to_string();
+            // The first waits until it knows this.
+            meeting.tell_failure(&error);
+            (Some(error), meeting)
         });
         assert_eq!(found[1].0.as_deref(), Some("process 0 ended: the disk is full"));
         let found = meet(2, Duration::from_secs(1), |process, meeting| {
@@ -291,7 +281,74 @@ mod tests {
         });
         assert_eq!(
             found[1].0.as_deref(),
-            Some("process 1 waited 1 s for rank 0; start all ranks within --timeout, or give them longer")
+            Some("process 1 waited 1 s for process 0; start all ranks within --timeout, or give them longer")
         );
+    }
+
+    #[test]
+    fn a_place_that_takes_connections_and_never_answers_is_unreachable() {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut launch = Launch { processes: 2, process: 1, serve: false, ..Launch::alone() };
+        launch.place.port = silent.local_addr().unwrap().port();
+        let began = Instant::now();
+        let error = Meeting::open(launch, 1, Duration::from_millis(500)).unwrap_err();
+        assert!(error.to_string().starts_with("process 1 cannot reach the others at 127.0.0.1:"), "{error}");
+        assert!(began.elapsed() < TIMEOUT);
+    }
+
+    /// Every call of a process, where the machine of the store stands still before it.
+    #[test]
+    fn no_call_waits_for_a_store_that_stands_still() {
+        let first = Meeting::open(Launch { processes: 2, ..Launch::alone() }, 1, TIMEOUT).unwrap();
+        let other = || {
+            let wire = Wire::to(first.board.port());
+            let mut launch = Launch { process: 1, serve: false, ..first.launch.clone() };
+            launch.place.port = wire.port;
+            let meeting = Meeting::open_patiently(launch, 1, TIMEOUT, Duration::from_millis(500)).unwrap();
+            wire.cut();
+            meeting
+        };
+        let began = Instant::now();
+        let errors = [
+            other().hear_config().unwrap_err(),
+            other().agree(&[]).unwrap_err(),
+            other().start(0).unwrap_err(),
+            other().joining(0).join(tch::Device::Cpu).unwrap_err(),
+        ];
+        other().tell_failure("nobody hears it");
+        for error in errors {
+            assert!(matches!(&error, WorldError::Lost { whom, .. } if whom == "rank 0"), "{error}");
+        }
+        assert!(began.elapsed() < TIMEOUT, "{:?}", began.elapsed());
+    }
+
+    /// Rank 2 dies, rank 0 notices it at once, rank 1 after it has computed for longer than a process may be silent.
+    #[test]
+    fn a_rank_that_computes_for_long_is_not_taken_for_lost() {
+        let silence = Duration::from_millis(500);
+        let first = Meeting::open_patiently(Launch { processes: 3, ..Launch::alone() }, 1, TIMEOUT, silence).unwrap();
+        let launch = first.launch.clone();
+        let computes = 5 * silence;
+        let lost = |meeting: &Meeting, after: Duration| {
+            let (peers, gradients) = meeting.joining(0).join(tch::Device::Cpu).unwrap();
+            thread::sleep(after);
+            drop(gradients);
+            let began = Instant::now();
+            let error = peers.any(false).map_err(|error| peers.blame(error)).unwrap_err();
+            assert!(matches!(&error, WorldError::Lost { whom, .. } if whom == "rank 2"), "{error}");
+            began.elapsed()
+        };
+        thread::scope(|scope| {
+            let open = |process| {
+                let launch = Launch { process, serve: false, ..launch.clone() };
+                Meeting::open_patiently(launch, 1, TIMEOUT, silence).unwrap()
+            };
+            let slow = scope.spawn(move || lost(&open(1), computes));
+            let dies = scope.spawn(move || drop(open(2).joining(0).join(tch::Device::Cpu).unwrap()));
+            let waited = lost(&first, Duration::ZERO);
+            assert!(waited > computes / 2, "{waited:?}");
+            slow.join().unwrap();
+            dies.join().unwrap();
+        });
     }
 }

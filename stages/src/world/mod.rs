@@ -10,6 +10,8 @@
 //! | [`meeting`] | the processes find each other and make sure that they are to do the same |
 //! | [`peers`] | the ranks: weights from rank 0, sums, the end of the run, and who is to blame where one is lost |
 //!
+//! Meeting and peers look at one board of keys, which also tells who still lives.
+//!
 //! [`share`] is for encoding and sampling, where processes need not meet.
 //!
 //! The gradients themselves are summed by [`crate::native::c10d::Exchange`], inside the training step.
@@ -17,6 +19,7 @@
 //! Rank 0 alone reads checkpoints and writes anything; the others need no run directory. What a rank draws and which samples it
 //! takes does not depend on the world ([`crate::load::plan`], [`crate::method::views`]).
 
+mod board;
 pub mod launch;
 pub mod meeting;
 pub mod peers;
@@ -55,6 +58,9 @@ pub enum WorldError {
     /// Another rank said why it ended.
     #[error("{0}")]
     Failed(String),
+    /// A collective failed; [`peers::Peers::blame`] says whom it lost.
+    #[error("a collective failed: {0}")]
+    Collective(NativeError),
     /// Ranks do not answer any more.
     #[error("{whom} no longer answers: killed, stopped or cut off ({heard})")]
     Lost {

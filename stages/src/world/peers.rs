@@ -1,50 +1,42 @@
 //! What the ranks of a run tell each other while they train, besides the gradients.
 
 use std::cell::RefCell;
-use std::path::Path;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use pipeline::within;
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::WorldError;
+use super::board::{Board, Wanted, bounded, names};
 use super::launch::Launch;
-use super::meeting::FAILED;
 use crate::device::nccl_library;
 use crate::method::layout::ParameterSpec;
 use crate::method::parameters::{in_order, views};
 use crate::native::NativeError;
 use crate::native::c10d::{Group, Place, Store, Work};
 
-/// Where something is lost, ranks have so long to say that they are not: all notice it at the end of the same collective, but for
-/// the one that is a step behind.
-const GRACE: Duration = Duration::from_secs(20);
-
-/// And the store so long to answer.
-const STORE: Duration = Duration::from_secs(3);
-
 /// What one rank needs to find the others; sent to the thread that trains.
 #[derive(Debug, Clone)]
 pub struct Joining {
     pub(super) launch: Launch,
+    pub(super) board: Board,
     /// This rank, from 0.
     pub rank: usize,
     /// How many there are.
     pub world: usize,
+    /// How many a process has.
+    pub(super) devices: usize,
+    /// Gradients are exchanged in buckets of so many values, at least.
+    pub bucket: i64,
     pub(super) timeout: Duration,
 }
 
 /// The other ranks, as one rank sees them. Owned by the thread of its rank.
 #[derive(Debug)]
 pub struct Peers {
-    rank: usize,
-    world: usize,
-    store: Arc<Store>,
+    joining: Joining,
     /// Gloo, whatever the gradients go through: what goes through it is on the CPU and small.
     /// None once something was lost.
     control: RefCell<Option<Group>>,
-    timeout: Duration,
 }
 
 impl Joining {
@@ -53,22 +45,23 @@ impl Joining {
     /// # Errors
     /// [`WorldError::Late`], [`WorldError::Failed`] or [`WorldError::Lost`] where not all come.
     pub fn join(&self, device: Device) -> Result<(Peers, Group), WorldError> {
-        let store = Arc::new(self.store("")?);
-        if store.has(FAILED)? {
-            let why = store.get(FAILED, self.timeout)?;
-            return Err(WorldError::Failed(String::from_utf8_lossy(&why).into_owned()));
-        }
-        let lost = |error| lost(&store, [self.rank, self.world], self.timeout, &error);
-        let control = self.gloo("/control").map_err(lost)?;
-        let gradients = match device {
-            Device::Cuda(gpu) => {
-                let library = nccl_library().map_err(|error| WorldError::Failed(error.to_string()))?;
-                self.nccl(&library, "/gradients", gpu).map_err(lost)?
-            }
-            _ => self.gloo("/gradients").map_err(lost)?,
+        let Self { rank, timeout, board, .. } = self;
+        board.set(&format!("joined/{rank}"), b"")?;
+        // Connecting would neither hear that a rank has failed nor say which of them does not come.
+        board.hear(&format!("rank {rank}"), &self.of_ranks("joined"), *timeout, None)?;
+        let connect = |work: fn(&Self, Device) -> Result<Group, NativeError>| {
+            let this = self.clone();
+            bounded(*timeout, move || work(&this, device)).map_err(|error| self.lost(&error))
         };
-        let Self { rank, world, timeout, .. } = *self;
-        Ok((Peers { rank, world, store, control: RefCell::new(Some(control)), timeout }, gradients))
+        if device.is_cuda() {
+            nccl_library().map_err(|error| WorldError::Failed(error.to_string()))?;
+        }
+        let control = connect(|this, _| this.gloo("/control"))?;
+        let gradients = match device {
+            Device::Cuda(_) => connect(Self::nccl)?,
+            _ => connect(|this, _| this.gloo("/gradients"))?,
+        };
+        Ok((Peers { joining: self.clone(), control: RefCell::new(Some(control)) }, gradients))
     }
 
     fn store(&self, part: &str) -> Result<Store, NativeError> {
@@ -82,36 +75,64 @@ impl Joining {
         Group::gloo(&self.store(part)?, ranks, &self.launch.interface, self.launch.bind(), self.timeout)
     }
 
-    fn nccl(&self, library: &Path, part: &str, gpu: usize) -> Result<Group, NativeError> {
-        let group = Group::nccl(library, &self.store(part)?, [self.rank, self.world], gpu, self.timeout)?;
+    fn nccl(&self, device: Device) -> Result<Group, NativeError> {
+        let library = nccl_library().map_err(|error| NativeError(error.to_string()))?;
+        let Device::Cuda(gpu) = device else { return Err(NativeError(format!("{device:?} is no GPU"))) };
+        let group = Group::nccl(&library, &self.store("/gradients")?, [self.rank, self.world], gpu, self.timeout)?;
         // The ranks meet here, and not in the middle of the first backward pass.
-        let mut here = Tensor::ones([1], (Kind::Float, Device::Cuda(gpu)));
+        let mut here = Tensor::ones([1], (Kind::Float, device));
         group.all_reduce(&mut here)?.wait()?;
         Ok(group)
+    }
+
+    /// A key of each rank.
+    fn of_ranks(&self, key: &str) -> Vec<Wanted> {
+        let of =
+            |rank| Wanted { key: format!("{key}/{rank}"), process: rank / self.devices, whom: format!("rank {rank}") };
+        (0..self.world).map(of).collect()
+    }
+
+    /// See [`Peers::blame`].
+    fn lost(&self, error: &NativeError) -> WorldError {
+        let heard = error.to_string();
+        let ranks = self.of_ranks("here");
+        let found = self.board.set(&format!("here/{}", self.rank), b"").and_then(|()| {
+            self.board
+                .watch(&ranks, self.timeout, |seen| seen.failed.is_some() || seen.silent.len() == seen.missing.len())
+        });
+        match found {
+            Ok(seen) => match seen.failed {
+                Some(why) => WorldError::Failed(why),
+                None if seen.missing.is_empty() => WorldError::Torn(heard),
+                None => WorldError::Lost { whom: names(&ranks, &seen.missing), heard },
+            },
+            // The store is gone or stands still, and with it the process that holds it.
+            Err(_) => WorldError::Lost { whom: "rank 0".to_owned(), heard },
+        }
     }
 }
 
 impl Peers {
     /// This rank.
     pub fn rank(&self) -> usize {
-        self.rank
+        self.joining.rank
     }
 
     /// How many ranks there are.
     pub fn world(&self) -> usize {
-        self.world
+        self.joining.world
     }
 
     /// Copies tensors of rank 0 to all others, in place, whatever device they are on.
     ///
     /// # Errors
-    /// Those of [`Self::blame`].
+    /// [`WorldError::Collective`].
     pub fn share(&self, tensors: &mut [&mut Tensor]) -> Result<(), WorldError> {
         no_grad(|| {
             for tensor in tensors {
                 let mut copy = tensor.to_device(Device::Cpu).contiguous();
                 self.done(|group| group.broadcast(&mut copy, 0))?;
-                if self.rank != 0 {
+                if self.rank() != 0 {
                     tensor.copy_(&copy);
                 }
             }
@@ -122,7 +143,7 @@ impl Peers {
     /// The sum over all ranks of `values`, which are as many on each.
     ///
     /// # Errors
-    /// Those of [`Self::blame`].
+    /// [`WorldError::Collective`].
     pub fn sum(&self, values: &[f64]) -> Result<Vec<f64>, WorldError> {
         let mut sums = Tensor::from_slice(values);
         self.done(|group| group.all_reduce(&mut sums))?;
@@ -132,7 +153,7 @@ impl Peers {
     /// Whether `stop` holds on one rank at least: the same answer on all.
     ///
     /// # Errors
-    /// Those of [`Self::blame`].
+    /// [`WorldError::Collective`].
     pub fn any(&self, stop: bool) -> Result<bool, WorldError> {
         Ok(self.sum(&[f64::from(u8::from(stop))])?[0] > 0.0)
     }
@@ -140,112 +161,74 @@ impl Peers {
     /// Waits until all ranks are here.
     ///
     /// # Errors
-    /// Those of [`Self::blame`].
+    /// [`WorldError::Collective`].
     pub fn wait_for_all(&self) -> Result<(), WorldError> {
         self.sum(&[1.0]).map(|_| ())
     }
 
-    /// Compares flat f32 weights of all ranks with those of rank 0 by a sum of their bits for each parameter: a pass over the
-    /// buffer, and 8 bytes a parameter between ranks.
+    /// Compares flat f32 buffers of all ranks with those of rank 0, parameter by parameter, by a sum of the bits of each value times an
+    /// odd number of its place, modulo 2^64: one value that differs always shows, and so do two that are exchanged. A pass over the
+    /// buffers, and 8 bytes a parameter of each between ranks. `buffers`: each with a word that stands before the parameter's name.
     ///
     /// # Errors
-    /// [`WorldError::Diverged`], the same on all ranks, and those of [`Self::blame`].
-    pub fn check_equal(&self, specs: &[ParameterSpec], flat: &Tensor, step: u64) -> Result<(), WorldError> {
+    /// [`WorldError::Diverged`], the same on all ranks, and [`WorldError::Collective`].
+    pub fn check_equal(
+        &self,
+        specs: &[ParameterSpec],
+        buffers: &[(&str, &Tensor)],
+        step: u64,
+    ) -> Result<(), WorldError> {
         let sums = no_grad(|| {
-            let bits = flat.view_dtype(Kind::Int);
-            let named = views(specs, &bits);
-            let sums: Vec<Tensor> = in_order(specs, &named).map(|view| view.sum(Kind::Int64)).collect();
+            let of_buffer = |(_, flat): &(&str, &Tensor)| {
+                let bits = flat.view_dtype(Kind::Int);
+                let named = views(specs, &bits);
+                in_order(specs, &named).map(place_weighted_sum).collect::<Vec<_>>()
+            };
+            let sums: Vec<Tensor> = buffers.iter().flat_map(of_buffer).collect();
             Tensor::stack(&sums, 0).to_device(Device::Cpu)
         });
         let mut of_first = sums.copy();
         self.done(|group| group.broadcast(&mut of_first, 0))?;
         let same = Vec::<bool>::try_from(sums.eq_tensor(&of_first)).expect("one dimension");
         // Which parameter differs first, counted from 1, in the place of this rank.
-        let mut differs = vec![0.0; self.world];
-        differs[self.rank] = same.iter().position(|same| !same).map_or(0.0, |first| (first + 1) as f64);
+        let mut differs = vec![0.0; self.world()];
+        differs[self.rank()] = same.iter().position(|same| !same).map_or(0.0, |first| (first + 1) as f64);
         let differs = self.sum(&differs)?;
         match differs.iter().position(|parameter| *parameter > 0.0) {
             None => Ok(()),
             Some(rank) => {
-                let parameter = specs[differs[rank] as usize - 1].name.clone();
+                let first = differs[rank] as usize - 1;
+                let parameter = format!("{}{}", buffers[first / specs.len()].0, specs[first % specs.len()].name);
                 Err(WorldError::Diverged { step, rank, parameter })
             }
         }
     }
 
-    /// What became of the others where a collective failed: leaves the group, waits a while for those that still answer, and names the rest.
-    pub fn blame(&self, error: &NativeError) -> WorldError {
+    /// What became of the others where a collective failed; any other error is as it is. Leaves the group, says that this rank is there,
+    /// and waits until each other says so too or its process gives no sign of life; those are lost. A rank that still computes is
+    /// waited for, no longer than the timeout.
+    pub fn blame(&self, error: WorldError) -> WorldError {
+        let WorldError::Collective(error) = error else { return error };
         // Who waits for this rank notices by it, and says that it is there.
         drop(self.control.take());
-        lost(&self.store, [self.rank, self.world], self.timeout, error)
+        self.joining.lost(&error)
     }
 
     /// Tells the others why this rank ends, unless one has ended before; they would else find out by their timeout.
     pub fn tell_failure(&self, why: &str) {
-        tell(&self.store, format!("rank {} ended: {why}", self.rank));
+        self.joining.board.tell_failure(&format!("rank {} ended: {why}", self.rank()), None);
     }
 
     fn done(&self, begin: impl FnOnce(&Group) -> Result<Work, NativeError>) -> Result<(), WorldError> {
-        let done = match &*self.control.borrow() {
-            Some(group) => begin(group).and_then(Work::wait),
-            None => return Err(WorldError::Torn("the group was left".to_owned())),
-        };
-        done.map_err(|error| self.blame(&error))
+        match &*self.control.borrow() {
+            Some(group) => begin(group).and_then(Work::wait).map_err(WorldError::Collective),
+            None => Err(WorldError::Torn("the group was left".to_owned())),
+        }
     }
 }
 
-/// Writes why this rank or process ends, unless one has ended before; whoever cannot be told finds out by the timeout.
-pub(super) fn tell(store: &Arc<Store>, text: String) {
-    let store = Arc::clone(store);
-    let _ = within(STORE, "tell", move || {
-        if let Ok(false) = store.has(FAILED) {
-            let _ = store.set(FAILED, text.as_bytes());
-        }
-    });
-}
-
-/// See [`Peers::blame`].
-fn lost(store: &Arc<Store>, [rank, world]: [usize; 2], timeout: Duration, error: &NativeError) -> WorldError {
-    let heard = error.to_string();
-    let grace = GRACE.min(timeout);
-    let asked = Arc::clone(store);
-    // Longer than those that it waits for: that the store itself does not answer must be told apart.
-    let found = within(grace + STORE, "blame", move || missing(&asked, [rank, world], grace));
-    match found {
-        Ok(Some(Ok((_, Some(why))))) => WorldError::Failed(why),
-        Ok(Some(Ok((missing, None)))) if missing.is_empty() => WorldError::Torn(heard),
-        Ok(Some(Ok((missing, None)))) => {
-            let names: Vec<String> = missing.iter().map(|rank| format!("rank {rank}")).collect();
-            WorldError::Lost { whom: names.join(", "), heard }
-        }
-        // The store is gone or stands still, and with it the process that holds it.
-        _ => WorldError::Lost { whom: "rank 0".to_owned(), heard },
-    }
-}
-
-/// The ranks that do not say within `grace` that they are here, and why one ended, if it said so.
-fn missing(
-    store: &Store,
-    [rank, world]: [usize; 2],
-    grace: Duration,
-) -> Result<(Vec<usize>, Option<String>), NativeError> {
-    let key = |rank: usize| format!("here/{rank}");
-    store.set(&key(rank), b"")?;
-    let began = Instant::now();
-    loop {
-        let mut missing = Vec::new();
-        for other in 0..world {
-            if !store.has(&key(other))? {
-                missing.push(other);
-            }
-        }
-        if store.has(FAILED)? {
-            let why = store.get(FAILED, grace)?;
-            return Ok((missing, Some(String::from_utf8_lossy(&why).into_owned())));
-        }
-        if missing.is_empty() || began.elapsed() >= grace {
-            return Ok((missing, None));
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
+/// The sum of integers, each times 2 i + 1 where i is its place, modulo 2^64.
+fn place_weighted_sum(bits: &Tensor) -> Tensor {
+    let odd = Tensor::arange_start_step(1, 2 * bits.numel() as i64, 2, (Kind::Int64, bits.device()));
+    (bits.flatten(0, -1).to_kind(Kind::Int64) * odd).sum(Kind::Int64)
 }
