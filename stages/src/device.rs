@@ -18,6 +18,9 @@ pub enum DeviceError {
     /// Not of the form `auto`, `cpu`, `cpu:2` or `cuda:0,cuda:1`.
     #[error("device {0:?} is not understood; write auto, cpu, cpu:2, cuda:0 or cuda:0,cuda:1")]
     Unknown(String),
+    /// Processor and GPU, or one GPU twice.
+    #[error("devices {0:?}: the ranks of a process are all on its processor or each on a GPU of its own")]
+    Mixed(String),
     /// CUDA was asked for and the CUDA side of libtorch cannot be loaded.
     #[error(
         "CUDA needs a full torch 2.11.0: install it (pip install torch==2.11.0) and set DUALPATH_TORCH_LIB to its \
@@ -84,6 +87,10 @@ pub fn parse_local_devices(text: &str, local: usize) -> Result<Vec<Device>, Devi
             Some(("cuda", index)) => devices.push(Device::Cuda(index.parse().map_err(|_| unknown())?)),
             _ => return Err(unknown()),
         }
+    }
+    let twice = |(index, device): (usize, &Device)| device.is_cuda() && devices[..index].contains(device);
+    if devices.iter().any(|device| device.is_cuda() != devices[0].is_cuda()) || devices.iter().enumerate().any(twice) {
+        return Err(DeviceError::Mixed(text.to_owned()));
     }
     let highest = devices.iter().filter_map(|d| if let Device::Cuda(index) = d { Some(*index) } else { None }).max();
     if let Some(asked) = highest {
@@ -188,6 +195,9 @@ mod tests {
         assert_eq!(parse_devices("cpu:2"), Ok(vec![Device::Cpu; 2]));
         for wrong in ["gpu", "cpu:0", "cuda:x", ""] {
             assert_eq!(parse_devices(wrong), Err(DeviceError::Unknown(wrong.to_owned())));
+        }
+        for wrong in ["cpu,cuda:0", "cuda:1,cpu", "cuda:0,cuda:0", "cuda,cuda:1,cuda:0"] {
+            assert_eq!(parse_devices(wrong), Err(DeviceError::Mixed(wrong.to_owned())));
         }
     }
 
