@@ -86,7 +86,16 @@ impl TrainArgs {
 
 pub(crate) fn run(args: &TrainArgs, runtime: &Runtime) -> Result<Ended> {
     let launch = if args.dry_run { None } else { args.launching.launch()? };
-    let devices = parse_local_devices(&args.devices, launch.as_ref().map_or(0, |launch| launch.local))?;
+    let devices = match parse_local_devices(&args.devices, launch.as_ref().map_or(0, |launch| launch.local)) {
+        Ok(devices) => devices,
+        Err(error) => {
+            // The others wait for this process.
+            if let Some(meeting) = launch.map(|launch| args.launching.meet(Some(launch), 1, runtime.interrupt())) {
+                meeting.ok().flatten().inspect(|meeting| meeting.tell_failure(&error.to_string()));
+            }
+            return Err(error.into());
+        }
+    };
     let meeting = if args.dry_run { None } else { args.launching.meet(launch, devices.len(), runtime.interrupt())? };
     if devices.len() > 1 && devices[0] == Device::Cpu {
         // Each rank of a processor has its part of it.
@@ -173,6 +182,8 @@ fn train(args: &TrainArgs, devices: &[Device], meeting: Option<&Meeting>, runtim
         meeting.map_or(Ok(done), |meeting| meeting.start(done))?;
         return complete(done);
     }
+    // Before a damaged checkpoint is set aside; of a run that does not exist yet, once nothing can be refused any more.
+    let held = if leads && args.run.is_dir() { Some(run_dir.lock()?) } else { None };
     let fresh = |device| Trainer::new(config.clone(), resolved.data.latent, device, kind);
     let mut first = fresh(device)?;
     let restored = match leads {
@@ -181,6 +192,7 @@ fn train(args: &TrainArgs, devices: &[Device], meeting: Option<&Meeting>, runtim
     };
     // What can be refused here is refused before the others are told to start, and leaves no run behind.
     let of_first = if leads { Some(data.batches(&load_from(restored))?) } else { None };
+    let _held = if leads && held.is_none() { Some(run_dir.lock()?) } else { held };
     if leads {
         run_dir.begin(&resolved.to_toml()?)?;
         run_dir.rewind_metrics(restored)?;

@@ -6,9 +6,10 @@
 //! RUN/tensorboard/       the same as event files of TensorBoard
 //! RUN/checkpoints/       step-00001000.safetensors ..
 //! RUN/samples/           step-00001000.png .., if the run makes sample grids
+//! RUN/lock               held by the process that writes all this
 //! ```
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -238,6 +239,24 @@ impl RunDir {
     pub fn begin(&self, config: &str) -> Result<(), RunDirError> {
         fs::create_dir_all(&self.root).map_err(at(&self.root))?;
         replace(&self.root.join("config.toml"), config.as_bytes())
+    }
+
+    /// Keeps other processes from writing the run as long as the file is kept; makes the directory where there is none.
+    ///
+    /// # Errors
+    /// Another process keeps it.
+    pub fn lock(&self) -> Result<File, RunDirError> {
+        let path = self.root.join("lock");
+        fs::create_dir_all(&self.root).map_err(at(&self.root))?;
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(at(&path))?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                let sentence = "another process trains this run; wait for its end, or use another --run";
+                Err(at(&self.root)(io::Error::other(sentence)))
+            }
+            // A file system without locks.
+            Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
+        }
     }
 
     /// Drops the lines of `metrics.jsonl` after `step`: a run that continues from a checkpoint writes them again.
