@@ -5,6 +5,7 @@
 //! continued run and `pipeline sample` read.
 
 use std::fs;
+use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -15,6 +16,7 @@ use stages::method::objective::config::ObjectiveConfig;
 use stages::train::config::{ScheduleConfig, TrainConfig};
 use stages::train::optimiser::OptimiserConfig;
 use toml::{Table, Value};
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::presets;
 
@@ -74,8 +76,9 @@ impl RunConfig {
 
     /// What must be the same in every process that trains together, by name.
     pub(crate) fn facts(&self, arithmetic: &str) -> Result<Vec<(String, String)>> {
-        let own = [("version", env!("CARGO_PKG_VERSION")), ("the way of computing", arithmetic)];
-        let own = own.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let version = format!("{}, build {}", env!("CARGO_PKG_VERSION"), build());
+        let own = [("version", version), ("the way of computing", arithmetic.to_owned())];
+        let own = own.into_iter().map(|(name, value)| (name.to_owned(), value));
         let keys = flatten(&Table::try_from(self)?).into_iter().map(|(key, value)| (key, value.to_string()));
         Ok(own.chain(keys).collect())
     }
@@ -89,6 +92,22 @@ impl RunConfig {
             .find(|(a, b)| a != b)
             .map(|((key, ours), (_, theirs))| (key, ours.to_string(), theirs.to_string())))
     }
+}
+
+/// Tells two builds of one version apart: the hash of the program's file.
+fn build() -> String {
+    let hash = || -> std::io::Result<u64> {
+        // The program that runs, also where another has taken its name since.
+        let mut file = fs::File::open("/proc/self/exe").or_else(|_| fs::File::open(std::env::current_exe()?))?;
+        let (mut hash, mut bytes) = (Xxh3::new(), vec![0; 1 << 20]);
+        loop {
+            match file.read(&mut bytes)? {
+                0 => return Ok(hash.digest()),
+                len => hash.update(&bytes[..len]),
+            }
+        }
+    };
+    hash().map_or("unknown".to_owned(), |hash| format!("{hash:016x}"))
 }
 
 /// Resolves a configuration: a preset, changed by a TOML file (which may name its preset in a key `preset`) and by
