@@ -453,4 +453,17 @@ mod tests {
             prop_assert!(held as u64 <= Steps::bytes(&plan), "{held} bytes, stated {}", Steps::bytes(&plan));
         }
     }
+
+    /// docs/scaling.md: a block is read whole, for the rows of it that are a process's own.
+    #[test]
+    fn one_process_of_several_reads_most_blocks() {
+        let plan = plan(&[64; 2048], 5, 256, 64);
+        for world in [1, 2, 8, 64] {
+            let ranks = Ranks { ranks: 0..1, world };
+            let steps = Steps::new(&plan, Cursor::default(), Some(plan.batches_per_epoch()), &ranks);
+            let read = steps.filter(|step| step.read.is_some()).count() as f64 / 2048.0;
+            let expected = 1.0 - (1.0 - 1.0 / world as f64).powi(64);
+            assert!((read - expected).abs() < 0.04, "{world}: {read} for {expected}");
+        }
+    }
 }
