@@ -10,7 +10,7 @@ use clap::Args;
 use pipeline::{Flow, Line, Runtime, Slab, Watchdog};
 use shards::Dataset;
 use stages::data::HostBatch;
-use stages::device::{Device, parse_local_devices, parse_precision, share_cpu, training_arithmetic};
+use stages::device::{Device, nccl_library, parse_local_devices, parse_precision, share_cpu, training_arithmetic};
 use stages::load::feed::Scaling;
 use stages::load::inflate::LatentColumns;
 use stages::load::plan::{Cursor, Ranks};
@@ -167,6 +167,9 @@ fn train(args: &TrainArgs, devices: &[Device], meeting: Option<&Meeting>, runtim
     // What is rounded otherwise on another processor would drift apart.
     let arithmetic = training_arithmetic(device, kind);
     if let Some(meeting) = meeting {
+        if device.is_cuda() {
+            nccl_library()?;
+        }
         meeting.agree(&resolved.facts(&arithmetic)?)?;
     }
     let arithmetic = if ranks.world > 1 { format!("{arithmetic}, {} ranks", ranks.world) } else { arithmetic };

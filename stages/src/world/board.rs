@@ -77,6 +77,11 @@ impl Board {
         self.store.port()
     }
 
+    /// How long a process may be silent.
+    pub(super) fn silence(&self) -> Duration {
+        self.silence
+    }
+
     /// Gives a key a value.
     pub(super) fn set(&self, key: &str, value: &[u8]) -> Result<(), WorldError> {
         let (key, value) = (key.to_owned(), value.to_vec());

@@ -13,7 +13,8 @@
 //! | `failed` | why a rank ended, of the first that did |
 //! | `left/P` | process P knows that the run has ended |
 //! | `joined/R` | rank R is about to join the others ([`super::peers`]) |
-//! | `here/R` | rank R knows that ranks have lost each other, and still answers |
+//! | `here/R` | rank R knows that ranks have lost each other, and answered then |
+//! | `stays/R` | nobody sets it: who waits for it watches the pulse of rank R |
 
 use std::time::{Duration, Instant};
 
@@ -349,6 +350,25 @@ mod tests {
             assert!(waited > computes / 2, "{waited:?}");
             slow.join().unwrap();
             dies.join().unwrap();
+        });
+    }
+
+    /// Rank 1 stood still while rank 0 gave it up: what rank 0 said before it ended is no sign of life.
+    #[test]
+    fn a_rank_that_has_ended_since_it_answered_is_lost() {
+        let silence = Duration::from_millis(500);
+        let first = Meeting::open_patiently(Launch { processes: 2, ..Launch::alone() }, 1, TIMEOUT, silence).unwrap();
+        let launch = Launch { process: 1, serve: false, ..first.launch.clone() };
+        thread::scope(|scope| {
+            let other = scope.spawn(move || {
+                let other = Meeting::open_patiently(launch, 1, TIMEOUT, silence).unwrap();
+                drop(other.joining(0).join(tch::Device::Cpu).unwrap());
+                other.board.set("here/1", b"").unwrap();
+            });
+            let (peers, _gradients) = first.joining(0).join(tch::Device::Cpu).unwrap();
+            other.join().unwrap();
+            let error = peers.any(false).map_err(|error| peers.blame(error)).unwrap_err();
+            assert!(matches!(&error, WorldError::Lost { whom, .. } if whom == "rank 1"), "{error}");
         });
     }
 }

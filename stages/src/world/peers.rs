@@ -6,7 +6,7 @@ use std::time::Duration;
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::WorldError;
-use super::board::{Board, Wanted, bounded, names};
+use super::board::{Board, Seen, Wanted, bounded, names};
 use super::launch::Launch;
 use crate::device::nccl_library;
 use crate::method::layout::ParameterSpec;
@@ -53,9 +53,6 @@ impl Joining {
             let this = self.clone();
             bounded(*timeout, move || work(&this, device)).map_err(|error| self.lost(&error))
         };
-        if device.is_cuda() {
-            nccl_library().map_err(|error| WorldError::Failed(error.to_string()))?;
-        }
         let control = connect(|this, _| this.gloo("/control"))?;
         let gradients = match device {
             Device::Cuda(_) => connect(Self::nccl)?,
@@ -95,17 +92,23 @@ impl Joining {
     /// See [`Peers::blame`].
     fn lost(&self, error: &NativeError) -> WorldError {
         let heard = error.to_string();
-        let ranks = self.of_ranks("here");
-        let found = self.board.set(&format!("here/{}", self.rank), b"").and_then(|()| {
-            self.board
-                .watch(&ranks, self.timeout, |seen| seen.failed.is_some() || seen.silent.len() == seen.missing.len())
+        let whom = self.board.set(&format!("here/{}", self.rank), b"").and_then(|()| {
+            let ranks = self.of_ranks("here");
+            let all_known = |seen: &Seen| seen.failed.is_some() || seen.silent.len() == seen.missing.len();
+            let seen = self.board.watch(&ranks, self.timeout, all_known)?;
+            if seen.failed.is_some() || !seen.missing.is_empty() {
+                return Ok((seen.failed, names(&ranks, &seen.missing)));
+            }
+            // All have been here, and some may have ended since: this rank may have stood still meanwhile.
+            let stay = self.of_ranks("stays");
+            let any_gone = |seen: &Seen| seen.failed.is_some() || !seen.silent.is_empty();
+            let seen = self.board.watch(&stay, 2 * self.board.silence(), any_gone)?;
+            Ok((seen.failed, names(&stay, &seen.silent)))
         });
-        match found {
-            Ok(seen) => match seen.failed {
-                Some(why) => WorldError::Failed(why),
-                None if seen.missing.is_empty() => WorldError::Torn(heard),
-                None => WorldError::Lost { whom: names(&ranks, &seen.missing), heard },
-            },
+        match whom {
+            Ok((Some(why), _)) => WorldError::Failed(why),
+            Ok((None, whom)) if whom.is_empty() => WorldError::Torn(heard),
+            Ok((None, whom)) => WorldError::Lost { whom, heard },
             // The store is gone or stands still, and with it the process that holds it.
             Err(_) => WorldError::Lost { whom: "rank 0".to_owned(), heard },
         }
