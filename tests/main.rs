@@ -10,6 +10,7 @@ mod exchange;
 mod layering;
 mod line;
 mod load;
+mod lost;
 mod method;
 mod probe;
 mod program;
