@@ -72,7 +72,7 @@ mod tests {
     use crate::method::parameters::{BUCKET, views};
     use crate::method::random;
     use crate::train::config::TrainConfig;
-    use crate::train::equality::{config, trainer_of};
+    use crate::train::equality::{assert_equal_by_parameter, config, descended, relative, trainer_of, updated};
     use crate::world::launch::Launch;
     use crate::world::meeting::Meeting;
 
@@ -129,17 +129,12 @@ mod tests {
         let _ = trainer.compute_gradients(&rows, &views, false).unwrap();
     }
 
-    fn relative(found: &Tensor, expected: &Tensor) -> f64 {
-        (found - expected).norm().double_value(&[]) / expected.norm().double_value(&[])
-    }
-
     /// Gradients of the first step, by parameter; in ranks, and in ranks of several micro-batches; in one bucket and in many.
     #[test]
     fn slices_of_a_batch_have_its_gradients() {
         let mut whole = trainer(1, Kind::Float);
         gradients(&mut whole, None);
         let specs = whole.parameters.specs().to_vec();
-        let expected = views(&specs, &whole.parameters.gradients);
         for (world, micro_batches, bucket) in [(2, 1, BUCKET), (2, 1, SMALL), (4, 1, SMALL), (2, 2, SMALL)] {
             let found = ranks(
                 world,
@@ -151,10 +146,8 @@ mod tests {
                 },
             );
             for (found, sent) in found {
-                for (name, gradient) in views(&specs, &found) {
-                    let error = relative(&gradient, &expected[&name]);
-                    assert!(error < 1e-6, "{world} ranks, {micro_batches} pieces, {name}: {error:e}");
-                }
+                let what = format!("{world} ranks, {micro_batches} pieces");
+                assert_equal_by_parameter(&what, &specs, &found, &whole.parameters.gradients, 1e-6);
                 if bucket == BUCKET {
                     assert_eq!(sent.buckets, 1);
                 } else {
@@ -170,41 +163,28 @@ mod tests {
     #[test]
     fn ranks_train_as_one_does() {
         let descend = |trainer: &mut Trainer, together: Option<&Together>| {
-            for _ in 0..20 {
-                gradients(trainer, together);
-                let change = &trainer.parameters.gradients * -0.05;
-                let _ = no_grad(|| trainer.parameters.master.g_add_(&change));
-                trainer.step += 1;
-            }
-            trainer.parameters.master.copy()
+            descended(trainer, |trainer| gradients(trainer, together))
         };
         let adamw = |trainer: &mut Trainer, together: Option<&Together>| {
-            for _ in 0..50 {
-                gradients(trainer, together);
-                let _ = trainer.update().unwrap();
+            updated(trainer, |trainer| {
                 if let Some(together) = together.filter(|_| trainer.step.is_multiple_of(10)) {
                     together.check(trainer).unwrap();
                 }
-            }
-            let Trainer { parameters, average, optimiser, .. } = trainer;
-            [&parameters.master, average, &optimiser.exp_avg, &optimiser.exp_avg_sq].map(Tensor::copy)
+                gradients(trainer, together);
+            })
         };
         let specs = trainer(1, Kind::Float).parameters.specs().to_vec();
-        let (descended, updated) =
+        let (one_descended, one_updated) =
             (descend(&mut trainer(1, Kind::Float), None), adamw(&mut trainer(1, Kind::Float), None));
-        let expected = views(&specs, &descended);
         for world in [2, 4] {
             let found = ranks(world, SMALL, |_| trainer(1, Kind::Float), |t, together| descend(t, Some(together)));
             for found in found {
-                for (name, weights) in views(&specs, &found) {
-                    let error = relative(&weights, &expected[&name]);
-                    assert!(error < 1e-5, "{world} ranks, {name}: {error:e}");
-                }
+                assert_equal_by_parameter(&format!("{world} ranks"), &specs, &found, &one_descended, 1e-5);
             }
             let found = ranks(world, SMALL, |_| trainer(1, Kind::Float), |t, together| adamw(t, Some(together)));
             for found in &found {
-                for (what, expected) in [0, 1, 2, 3].into_iter().zip(&updated) {
-                    let error = relative(&found[what], expected);
+                for (what, (found, expected)) in found.iter().zip(&one_updated).enumerate() {
+                    let error = relative(found, expected);
                     assert!(error < 1e-4, "{world} ranks, buffer {what}: {error:e}");
                 }
             }
