@@ -4,6 +4,21 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::layout::parameter_count;
+
+/// No side of a weight or of a latent is longer. The bounds are far above any network there is: within them no count of values, bytes
+/// or operations overflows, and a slip of the keyboard is told before memory is asked for.
+pub const LARGEST: i64 = 1 << 20;
+
+/// No network has more blocks.
+pub const DEEPEST: i64 = 1 << 12;
+
+/// No latent has more patches: a network computes for each pair of them.
+pub const MOST_TOKENS: i64 = 1 << 16;
+
+/// No network has more values.
+pub const MOST_PARAMETERS: i64 = 1 << 40;
+
 /// The transformer that carries the method. Both are built from the same SiT blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -113,15 +128,36 @@ impl ModelConfig {
 
     /// One sentence that says which sizes do not fit together, if any.
     pub fn problem(&self, data: &LatentShape) -> Option<String> {
-        let positive = [
-            ("depth", self.depth),
-            ("hidden", self.hidden),
-            ("heads", self.heads),
-            ("patch", self.patch),
-            ("mlp_ratio", self.mlp_ratio),
+        // Weights may know no class but the null class.
+        let latent = [
+            ("channels", data.channels, 1),
+            ("rows", data.height, 1),
+            ("columns", data.width, 1),
+            ("classes", data.classes, 0),
         ];
-        if let Some((key, value)) = positive.iter().find(|(_, value)| *value < 1) {
-            return Some(format!("model.{key} = {value} must be at least 1"));
+        if let Some((what, value, least)) = latent.iter().find(|(_, value, least)| !(*least..=LARGEST).contains(value))
+        {
+            return Some(format!("the latents have {value} {what}, which must lie in {least}..={LARGEST}"));
+        }
+        let sizes = [
+            ("depth", self.depth, 1, DEEPEST),
+            ("hidden", self.hidden, 1, LARGEST),
+            ("heads", self.heads, 1, LARGEST),
+            ("patch", self.patch, 1, LARGEST),
+            ("mlp_ratio", self.mlp_ratio, 1, LARGEST),
+            ("projector_hidden", self.projector_hidden, 0, LARGEST),
+            ("projector_out", self.projector_out, 0, LARGEST),
+        ];
+        if let Some((key, value, least, most)) =
+            sizes.iter().find(|(_, value, least, most)| !(least..=most).contains(&value))
+        {
+            return Some(format!("model.{key} = {value} must lie in {least}..={most}"));
+        }
+        if self.hidden * self.mlp_ratio > LARGEST {
+            return Some(format!(
+                "model.hidden = {} with model.mlp_ratio = {} makes an MLP wider than {LARGEST}",
+                self.hidden, self.mlp_ratio
+            ));
         }
         if self.encoder_depth < 1 || self.encoder_depth > self.depth {
             return Some(format!(
@@ -147,6 +183,19 @@ impl ModelConfig {
         if data.height != data.width {
             return Some(format!("latents of {} x {} are not square", data.height, data.width));
         }
+        if self.patch * self.patch * data.channels > LARGEST {
+            return Some(format!(
+                "patches of model.patch = {} of {} channels have more than {LARGEST} values",
+                self.patch, data.channels
+            ));
+        }
+        let tokens = (data.height / self.patch) * (data.width / self.patch);
+        if tokens > MOST_TOKENS {
+            return Some(format!(
+                "latents of {} x {} in patches of model.patch = {} are {tokens} tokens, more than {MOST_TOKENS}",
+                data.height, data.width, self.patch
+            ));
+        }
         if self.has_projector() && self.projector_out < 1 {
             return Some("model.projector_out must be at least 1".to_owned());
         }
@@ -159,7 +208,10 @@ impl ModelConfig {
                 self.projector_gain
             ));
         }
-        None
+        let parameters = parameter_count(self, data, true);
+        (parameters > MOST_PARAMETERS).then(|| {
+            format!("the network would have {parameters} parameters, more than {MOST_PARAMETERS}; make model.depth or model.hidden smaller")
+        })
     }
 }
 

@@ -118,20 +118,21 @@ impl DeviceMemory {
             true => (4 * model.projector_hidden + 2 * model.projector_out) as u64,
             false => 0,
         };
-        let samples = images * objective.views as u64;
+        // A batch may be as large as its user says; whatever is that large fits nowhere.
+        let of_sample = tokens(model, data) * (blocks + projector) * value;
         Self {
             weights: master_and_copy,
             gradients: master_and_copy,
             moments: 8 * parameters,
             average: 4 * parameters,
-            activations: samples * tokens(model, data) * (blocks + projector) * value,
+            activations: of_sample.saturating_mul(images.saturating_mul(objective.views as u64)),
         }
     }
 
     /// All of it.
     pub fn total(&self) -> u64 {
         let Self { weights, gradients, moments, average, activations } = self;
-        weights + gradients + moments + average + activations
+        (weights + gradients + moments + average).saturating_add(*activations)
     }
 }
 
@@ -155,6 +156,7 @@ fn projects(model: &ModelConfig, objective: &ObjectiveConfig) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::method::config::{DEEPEST, LARGEST};
 
     const IMAGENET: LatentShape = LatentShape { channels: 4, height: 32, width: 32, classes: 1000 };
 
@@ -195,6 +197,23 @@ mod tests {
         let scores = xl.attention - 28 * 4 * 1152 * 1152 * 256;
         assert!((scores as f64 / xl.network() as f64 - 0.036).abs() < 5e-4);
         assert_eq!(xl.token_modulation, 0);
+    }
+
+    /// Sizes at the bounds of [`ModelConfig::problem`]: in a test, arithmetic that overflows panics.
+    #[test]
+    fn no_network_that_is_allowed_overflows() {
+        let data = LatentShape { channels: 4, height: 256, width: 256, classes: 1000 };
+        let deep =
+            ModelConfig { depth: DEEPEST, encoder_depth: 1, hidden: 3072, heads: 1, patch: 1, ..ModelConfig::demo() };
+        let wide = ModelConfig { depth: 1, encoder_depth: 1, hidden: 1 << 17, ..deep.clone() };
+        let widest_mlp = ModelConfig { hidden: 4, mlp_ratio: LARGEST / 4, ..deep.clone() };
+        let objective = ObjectiveConfig { views: 4, ..Default::default() };
+        for model in [deep, wide, widest_mlp] {
+            assert_eq!(model.problem(&data), None, "{model:?}");
+            assert!(ForwardMacs::of(&model, &data, &objective).training_flop(4) > 0);
+            let memory = DeviceMemory::of(&model, &data, &objective, 1 << 20, Kind::Float);
+            assert!(memory.total() > memory.weights);
+        }
     }
 
     #[test]

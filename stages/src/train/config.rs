@@ -23,6 +23,10 @@ pub struct TrainConfig {
     pub train: ScheduleConfig,
 }
 
+/// No run has more steps, and no batch more images: within this, images can be counted.
+const MOST_STEPS: u64 = 1 << 40;
+const MOST_IMAGES: u64 = 1 << 20;
+
 /// Length, batch and seed of a run, and what it writes on the way.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -31,7 +35,8 @@ pub struct ScheduleConfig {
     pub steps: u64,
     /// Images in a global batch; each counts `objective.views` times for the network.
     pub batch: u64,
-    /// Pieces in which the batch goes through the network, to save memory; changes results by rounding only.
+    /// Pieces in which the batch goes through the network, to save memory; changes results by rounding only (of a rank, its slice of
+    /// the batch).
     pub micro_batches: u64,
     /// Seed of the order, the initial weights and every draw.
     pub seed: u64,
@@ -96,6 +101,11 @@ impl TrainConfig {
         if let Some((key, _)) = at_least_one.iter().find(|(_, value)| *value < 1) {
             return Some(format!("train.{key} must be at least 1"));
         }
+        for (key, value, most) in [("steps", self.train.steps, MOST_STEPS), ("batch", self.train.batch, MOST_IMAGES)] {
+            if value > most {
+                return Some(format!("train.{key} = {value} must be at most {most}"));
+            }
+        }
         if !self.train.batch.is_multiple_of(self.train.micro_batches) {
             return Some(format!(
                 "train.batch = {} is not divisible by train.micro_batches = {}",
@@ -114,5 +124,68 @@ impl TrainConfig {
             .problem(data)
             .or_else(|| self.objective.problem(&self.model, batch, micro_batches))
             .or_else(|| self.optimiser.problem())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::equality::{DATA, config};
+    use super::*;
+    use crate::method::config::{DEEPEST, LARGEST};
+
+    fn problem(change: impl FnOnce(&mut TrainConfig)) -> String {
+        let mut config = config(1);
+        change(&mut config);
+        config.problem(&DATA).unwrap_or_default()
+    }
+
+    #[test]
+    fn sizes_that_no_machine_could_hold_are_refused_by_their_key() {
+        assert_eq!(problem(|_| ()), "");
+        let hidden = problem(|config| config.model.hidden = 4_000_000_000);
+        assert_eq!(hidden, "model.hidden = 4000000000 must lie in 1..=1048576");
+        for (expected, found) in [
+            ("model.depth = 9223372036854775807 must", problem(|config| config.model.depth = i64::MAX)),
+            ("model.mlp_ratio = 9223372036854775807 must", problem(|config| config.model.mlp_ratio = i64::MAX)),
+            ("an MLP wider than 1048576", problem(|config| config.model.mlp_ratio = LARGEST)),
+            ("model.heads = 0 must lie in 1..=", problem(|config| config.model.heads = 0)),
+            ("model.projector_hidden = -5 must lie in 0..=", problem(|config| config.model.projector_hidden = -5)),
+            ("model.projector_out = -1 must lie in 0..=", problem(|config| config.model.projector_out = -1)),
+            ("train.steps = 18446744073709551615 must be at most", problem(|config| config.train.steps = u64::MAX)),
+            ("train.batch = 18446744073709551615 must be at most", problem(|config| config.train.batch = u64::MAX)),
+        ] {
+            assert!(found.contains(expected), "{found:?} for {expected:?}");
+        }
+        let patches = config(1).problem(&LatentShape { channels: LARGEST, ..DATA }).unwrap_or_default();
+        assert!(patches.starts_with("patches of model.patch = 2 of 1048576 channels"), "{patches}");
+        let large = problem(|config| (config.model.hidden, config.model.depth) = (1 << 18, DEEPEST));
+        assert!(large.starts_with("the network would have ") && large.contains("model.depth"), "{large}");
+    }
+
+    #[test]
+    fn latents_of_no_network_are_refused() {
+        let problem = |latent: LatentShape| config(1).problem(&latent).unwrap_or_default();
+        assert!(problem(LatentShape { classes: -1, ..DATA }).starts_with("the latents have -1 classes"));
+        assert!(problem(LatentShape { channels: 1 << 40, ..DATA }).contains("channels"));
+        let wide = LatentShape { height: 1024, width: 1024, ..DATA };
+        assert!(problem(wide).contains("are 262144 tokens, more than 65536"), "{}", problem(wide));
+    }
+
+    #[test]
+    fn views_that_share_all_that_is_drawn_are_refused() {
+        let same = |config: &mut TrainConfig| {
+            (config.objective.resample_t, config.objective.resample_noise) = (false, false);
+        };
+        let message = problem(same);
+        assert!(message.contains("objective.resample_t") && message.contains("objective.resample_noise"), "{message}");
+        let each_its_own_latent = problem(|config| {
+            same(config);
+            config.objective.resample_posterior = true;
+        });
+        let one_view = problem(|config| {
+            same(config);
+            config.objective.views = 1;
+        });
+        assert_eq!((each_its_own_latent.as_str(), one_view.as_str()), ("", ""));
     }
 }

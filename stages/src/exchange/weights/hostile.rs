@@ -230,7 +230,7 @@ fn safetensors_are_checked_as_strictly() {
         let metadata = format!(r#"{{"__metadata__":{{"format":"{format}","model":"{model}","latent":"{latent}"}}}}"#);
         file(&metadata, &[])
     };
-    refused(&ours("dualpath-weights-1", model), "its sizes are those of no network");
+    refused(&ours("dualpath-weights-1", model), "model.depth = 4611686018427387904 must lie in 1..=4096");
     refused(&ours("dualpath-weights-1", "{}"), "model in its metadata is no description of this program");
     refused(&ours("dualpath-weights-2", model), "use a newer program");
 }

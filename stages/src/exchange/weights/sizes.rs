@@ -4,7 +4,7 @@
 //! where it is one of ours, else from the user, else from Table 5 of the paper by width and depth.
 
 use super::torch::Tensors;
-use crate::method::config::{Backbone, LatentShape, ModelConfig};
+use crate::method::config::{Backbone, LARGEST, LatentShape, ModelConfig};
 
 /// What the user says about a network.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -28,12 +28,6 @@ pub(super) struct Sizes {
     pub(super) one_embedder: bool,
     pub(super) notes: Vec<String>,
 }
-
-/// No side of a weight is longer.
-const LARGEST: u64 = 1 << 20;
-
-/// No network is deeper.
-const DEEPEST: i64 = 1 << 12;
 
 /// Side of the latents of images of 256 pixels.
 const USUAL_LATENT: i64 = 32;
@@ -71,11 +65,6 @@ pub(super) fn infer(
     {
         (latent.height, latent.width) = (side, side);
     }
-    let sides = [model.hidden, model.patch, model.mlp_ratio, model.projector_hidden, model.projector_out];
-    let sides = sides.into_iter().chain([latent.channels, latent.height, latent.width, latent.classes]);
-    if model.depth > DEEPEST || sides.into_iter().any(|side| !(0..=LARGEST as i64).contains(&side)) {
-        return Err("its sizes are those of no network".to_owned());
-    }
     match model.problem(&latent) {
         Some(problem) => Err(problem),
         None => Ok(Sizes { model, latent, one_embedder, notes }),
@@ -99,7 +88,7 @@ fn foreign(tensors: &Tensors) -> Option<String> {
 fn shapes(tensors: &Tensors, hints: &Hints, notes: &mut Vec<String>) -> Result<(ModelConfig, LatentShape), String> {
     let shape = |name: &str| -> Result<Vec<i64>, String> {
         let tensor = tensors.get(name).ok_or_else(|| format!("it has no tensor {name}, so it holds no SiT"))?;
-        match tensor.shape.iter().all(|&side| (1..=LARGEST).contains(&side)) {
+        match tensor.shape.iter().all(|&side| (1..=LARGEST as u64).contains(&side)) {
             true => Ok(tensor.shape.iter().map(|&side| side as i64).collect()),
             false => Err(format!("tensor {name} has the shape {:?}", tensor.shape)),
         }
@@ -147,7 +136,7 @@ fn shapes(tensors: &Tensors, hints: &Hints, notes: &mut Vec<String>) -> Result<(
         Some(tensor) => {
             let tokens = tensor.shape.iter().rev().nth(1).copied().unwrap_or(0);
             let grid = tokens.isqrt();
-            if grid == 0 || grid * grid != tokens || grid > LARGEST {
+            if grid == 0 || grid * grid != tokens || grid > LARGEST as u64 {
                 return Err(format!("pos_embed has the shape {:?}, which is no square of tokens", tensor.shape));
             }
             grid as i64 * patch

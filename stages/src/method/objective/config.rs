@@ -49,9 +49,10 @@ pub enum TimeDistribution {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ObjectiveConfig {
-    /// K, noisy views of one image in a step: 1 to 4.
+    /// K, noisy views of one image in a step: 1 to 4. One view has nothing to be aligned with: `lambda` then counts for nothing, and
+    /// what is trained is SiT or DDT (K = 1 of Figure 3a).
     pub views: i64,
-    /// Weight of the alignment loss in Eq. 8.
+    /// Weight of the alignment loss in Eq. 8, at least 0.
     pub lambda: f64,
     /// `cosine` or `nt-xent`.
     pub similarity: Similarity,
@@ -62,10 +63,11 @@ pub struct ObjectiveConfig {
     /// `output` or `modulation`. Open: Eq. 6 says "conditions z_t", and DDT's own code takes the raw output.
     pub aligned: Aligned,
     /// Whether the earlier view of each pair is a constant. Open: Eq. 6 and line 15 of Algorithm 1 differentiate both. In
-    /// expectation this is half of lambda, since views are exchangeable and a similarity is symmetric.
+    /// expectation this is half of lambda, since views are exchangeable and a similarity is symmetric. With `nt-xent`, which has
+    /// every view for an anchor once, all that an anchor is compared with are constants.
     pub stop_gradient: bool,
-    /// An experiment, not the paper's: the mean over the batch is taken off at each position before the cosine, so that what
-    /// all images share at a position counts for nothing.
+    /// An experiment, not the paper's: the mean over the batch and its views is taken off at each position before the cosine, or before
+    /// `nt-xent`, so that what all images share at a position counts for nothing.
     pub centre: bool,
     /// Whether every view draws its own time t (Table 2, "Resampling").
     pub resample_t: bool,
@@ -147,6 +149,13 @@ impl ObjectiveConfig {
     pub fn problem(&self, model: &ModelConfig, batch: u64, micro_batches: u64) -> Option<String> {
         if !(1..=4).contains(&self.views) {
             return Some(format!("objective.views = {} must lie in 1..=4", self.views));
+        }
+        if self.views > 1 && !self.resample_t && !self.resample_noise && !self.resample_posterior {
+            return Some(
+                "objective.resample_t = false and objective.resample_noise = false make all views of an image the same; set \
+                 one of them to true, or objective.views = 1"
+                    .to_owned(),
+            );
         }
         let weights = [("lambda", self.lambda), ("dispersive", self.dispersive), ("contrastive", self.contrastive)];
         if let Some((key, value)) = weights.into_iter().find(|(_, value)| !(*value >= 0.0 && value.is_finite())) {
