@@ -57,7 +57,7 @@ const COMPARE: [Row; 7] = [
 ];
 
 /// What decides whether the projected views collapse.
-const COLLAPSE: [Row; 12] = [
+const COLLAPSE: [Row; 14] = [
     Row { name: "as shipped", settings: &[], length: 1 },
     Row { name: "lr 5e-4", settings: &["optimiser.lr=5e-4"], length: 1 },
     Row { name: "lr 1e-4", settings: &["optimiser.lr=1e-4"], length: 1 },
@@ -65,6 +65,12 @@ const COLLAPSE: [Row; 12] = [
     Row { name: "lambda 0.02", settings: &["objective.lambda=0.02"], length: 1 },
     Row { name: "projector without biases", settings: &["model.projector_bias=false"], length: 1 },
     Row { name: "labels always dropped", settings: &["objective.label_drop=1.0"], length: 1 },
+    Row { name: "encoder without position", settings: &["model.encoder_position=false"], length: 1 },
+    Row {
+        name: "encoder without position, labels always dropped",
+        settings: &["model.encoder_position=false", "objective.label_drop=1.0"],
+        length: 1,
+    },
     Row { name: "centred", settings: &["objective.centre=true"], length: 1 },
     Row {
         name: "centred, labels always dropped",

@@ -7,10 +7,11 @@ import copy
 
 import numpy as np
 import torch
+from timm.layers import PatchEmbed
 from torch import nn
 
 from golden_file import close, normal, randomise, rounded, uniform, weights, write
-from network import DecoupledSiT
+from network import DecoupledSiT, FinalLayer
 
 VIEWS, IMAGES, NULL = 2, 3, 5
 
@@ -18,19 +19,24 @@ VIEWS, IMAGES, NULL = 2, 3, 5
 class Variant(DecoupledSiT):
     """The golden network with what the paper leaves open; as SiT it has one stream of tokens and one embedder."""
 
-    def __init__(self, backbone="ddt", decoder_label=False, decoder_position=True, layers=3, bias=True):
-        super().__init__(dim=16, depth=3, encoder_depth=2, heads=2, classes=NULL, grid=4, projector=[24, 12])
-        self.backbone, self.decoder_label, self.decoder_position = backbone, decoder_label, decoder_position
+    def __init__(self, backbone="ddt", decoder_label=False, decoder_position=True, encoder_position=True, layers=3, bias=True, patch=2):
+        super().__init__(dim=16, depth=3, encoder_depth=2, heads=2, classes=NULL, grid=8 // patch, projector=[24, 12])
+        self.backbone, self.decoder_label = backbone, decoder_label
+        self.decoder_position, self.encoder_position = decoder_position, encoder_position
         widths = [16] + [24] * (layers - 1) + [12]
         mlp = [m for a, b in zip(widths, widths[1:]) for m in (nn.Linear(a, b, bias=bias), nn.SiLU())]
         self.projectors = nn.ModuleList([nn.Sequential(*mlp[:-1])])
+        self.patch = patch
+        if patch != 2:
+            self.x_embedder, self.s_embedder = PatchEmbed(8, patch, 4, 16), PatchEmbed(8, patch, 4, 16)
+            self.final_layer = FinalLayer(16, patch * patch * 4)
         if backbone == "sit":
             del self.s_embedder
 
     def forward(self, x, t, y):
         position, t = self.pos_embed.to(x.dtype), self.t_embedder(t)
         vector = t + self.y_embedder.embedding_table(y)
-        z = (self.x_embedder if self.backbone == "sit" else self.s_embedder)(x) + position
+        z = (self.x_embedder if self.backbone == "sit" else self.s_embedder)(x) + (position if self.encoder_position else 0)
         for block in self.blocks[: self.encoder_depth]:
             z = block(z, vector)
         if self.backbone == "sit":
@@ -40,36 +46,35 @@ class Variant(DecoupledSiT):
             c = (vector if self.decoder_label else t).unsqueeze(1) + z
         for block in self.blocks[self.encoder_depth :]:
             h = block(h, c)
-        patches = self.final_layer(h, c).unflatten(1, (self.grid, self.grid)).unflatten(-1, (2, 2, 4))
+        patches = self.final_layer(h, c).unflatten(1, (self.grid, self.grid)).unflatten(-1, (self.patch, self.patch, 4))
         velocity = torch.einsum("nhwpqc->nchpwq", patches).flatten(4, 5).flatten(2, 3)
         return velocity, z, (t.unsqueeze(1) + z) * torch.sigmoid(t.unsqueeze(1) + z)
 
 
-def cosine_term(projected, centre=False, constant=False):
-    """Image by image and token by token."""
+def cosine_term(projected, held, centre=False):
+    """Image by image and token by token. `held` is what the earlier view of a pair is taken from."""
     views, images, tokens, _ = projected.shape
     if centre:
-        projected = projected - projected.mean(dim=(0, 1), keepdim=True)
+        projected, held = (x - x.mean(dim=(0, 1), keepdim=True) for x in (projected, held))
     terms = []
     for j in range(views):
         for i in range(j):
             for b in range(images):
                 for n in range(tokens):
-                    first, second = projected[i, b, n], projected[j, b, n]
-                    first = first.detach() if constant else first
+                    first, second = held[i, b, n], projected[j, b, n]
                     terms.append(first.dot(second) / (first.norm() * second.norm()))
     return -torch.stack(terms).mean()
 
 
-def nt_xent_term(projected, temperature, pooled=False):
-    """SimCLR's Eq. 1 as cross entropies with targets."""
+def nt_xent_term(projected, held, temperature, pooled=False):
+    """SimCLR's Eq. 1 as cross entropies with targets. `held` is what an anchor's candidates are taken from."""
     if pooled:
-        projected = projected.mean(dim=2, keepdim=True)
+        projected, held = (x.mean(dim=2, keepdim=True) for x in (projected, held))
     views, images, tokens, _ = projected.shape
     terms = []
     for n in range(tokens):
-        z = nn.functional.normalize(projected[:, :, n].reshape(views * images, -1), dim=-1)
-        logits = (z @ z.T / temperature).masked_fill(torch.eye(len(z), dtype=torch.bool), float("-inf"))
+        z, candidates = (nn.functional.normalize(x[:, :, n].reshape(views * images, -1), dim=-1) for x in (projected, held))
+        logits = (z @ candidates.T / temperature).masked_fill(torch.eye(len(z), dtype=torch.bool), float("-inf"))
         for row in range(views * images):
             for view in range(views):
                 target = view * images + row % images
@@ -85,8 +90,8 @@ def dispersive_term(z, temperature):
     return torch.log(torch.exp(-everything / temperature).mean())
 
 
-def loss_of(model, inputs, objective):
-    """The weighed sum and its terms."""
+def loss_of(model, inputs, objective, constant=None):
+    """The weighed sum, its terms, and the projected conditions; `constant` are those that no gradient goes through."""
     latents, t, noise, labels = inputs["latents"], inputs["t"], inputs["noise"], inputs["view_labels"]
     time = t[:, :, None, None, None]
     target = noise - latents
@@ -95,11 +100,14 @@ def loss_of(model, inputs, objective):
     terms = {"velocity": (velocity - target).square().mean()}
     aligned = modulation if objective.get("aligned") == "modulation" else z
     projected = model.projectors[0](aligned).unflatten(0, t.shape)
+    held = projected
+    if objective.get("constant"):
+        held = projected.detach() if constant is None else constant
     kind = objective.get("alignment", "cosine")
     if kind == "cosine":
-        terms["alignment"] = cosine_term(projected, objective.get("centre", False), objective.get("constant", False))
+        terms["alignment"] = cosine_term(projected, held, objective.get("centre", False))
     elif kind == "nt-xent":
-        terms["alignment"] = nt_xent_term(projected, 0.5, objective.get("pooled", False))
+        terms["alignment"] = nt_xent_term(projected, held, 0.5, objective.get("pooled", False))
     if "dispersive" in objective:
         terms["dispersive"] = dispersive_term(z, 0.5)
     if "contrastive" in objective:
@@ -108,8 +116,9 @@ def loss_of(model, inputs, objective):
     if objective.get("sums"):
         scale = len(t) * latents[0, 0].numel()
     total = scale * (terms["velocity"] - objective.get("contrastive", 0) * terms.get("contrastive", torch.zeros(())))
-    total = total + 0.5 * terms.get("alignment", torch.zeros(()))
-    return total + objective.get("dispersive", 0) * terms.get("dispersive", torch.zeros(())), terms
+    total = total + objective.get("lambda", 0.5) * terms.get("alignment", torch.zeros(()))
+    total = total + objective.get("dispersive", 0) * terms.get("dispersive", torch.zeros(()))
+    return total, terms, projected.detach()
 
 
 CASES = {
@@ -128,6 +137,16 @@ CASES = {
     "posterior": ({}, {"posterior": True}),
     "dispersive": ({"backbone": "sit"}, {"alignment": "none", "dispersive": 0.5, "views": 1}),
     "contrastive": ({"backbone": "sit"}, {"alignment": "none", "contrastive": 0.05, "views": 1}),
+    "plain_sit": ({"backbone": "sit"}, {"alignment": "none", "views": 1}),
+    "plain_ddt": ({}, {"alignment": "none", "views": 1}),
+    "dual_path": ({}, {"alignment": "none"}),
+    "patch4": ({"patch": 4}, {}),
+    "no_encoder_position": ({"encoder_position": False}, {}),
+    "k3": ({}, {"views": 3}),
+    "lambda": ({}, {"lambda": 0.25}),
+    "nt_xent_constant": ({}, {"alignment": "nt-xent", "constant": True}),
+    "dispersive_ddt": ({}, {"dispersive": 0.5}),
+    "contrastive_k2": ({}, {"contrastive": 0.05}),
 }
 
 
@@ -149,6 +168,9 @@ def variants():
         "view_labels": torch.tensor([[2, 4, NULL], [2, 4, 0], [NULL, 4, 0], [2, NULL, NULL]]),
         "others": torch.tensor([2, 0, 1]),
     }
+    patches = randomise(Variant(patch=4), rng).state_dict()
+    patches = {k: v for k, v in patches.items() if k.startswith(("x_embedder", "s_embedder", "final_layer.linear"))}
+    stored |= {"patch4." + k: v for k, v in patches.items()}
     outputs = {}
     for name, (shape, objective) in CASES.items():
         exact = Variant(**shape)
@@ -156,14 +178,14 @@ def variants():
         if shape.get("layers") == 2:
             own = {k: v for k, v in own.items() if not k.startswith("projectors.")}
             own |= {"projectors." + k: v for k, v in small.state_dict().items()}
-        exact.load_state_dict(own)
+        exact.load_state_dict(own | (patches if shape.get("patch") else {}))
         exact = exact.double()
         views = objective.get("views", VIEWS)
         inputs = {k: (v.double() if v.is_floating_point() else v) for k, v in all_inputs.items()}
         for key in ("t", "noise", "view_labels"):
             inputs[key] = inputs[key][:views]
         inputs["latents"] = inputs["latents"][:views] if objective.get("posterior") else inputs["latents"][:1]
-        total, terms = loss_of(exact, inputs, objective)
+        total, terms, projected = loss_of(exact, inputs, objective)
         used = {n: p for n, p in exact.named_parameters() if objective.get("alignment") != "none" or "projectors" not in n}
         grads = dict(zip(used, torch.autograd.grad(total, list(used.values()))))
         # central difference along the directions
@@ -173,12 +195,13 @@ def variants():
             with torch.no_grad():
                 for p in moved.parameters():
                     p += sign * h * direction(p)
-            ends.append(loss_of(moved, inputs, objective)[0].item())
+            ends.append(loss_of(moved, inputs, objective, constant=projected)[0].item())
         slope = sum((g * direction(g)).sum() for g in grads.values())
-        if not objective.get("constant"):  # a detached branch has no such slope
-            close(f"variants {name} directional derivative", torch.tensor((ends[0] - ends[1]) / (2 * h)), slope, 1e-5)
+        close(f"variants {name} directional derivative", torch.tensor((ends[0] - ends[1]) / (2 * h)), slope, 1e-5)
         outputs |= {f"{name}.total": total, **{f"{name}.{k}": v for k, v in terms.items()}}
         names = sorted(grads)
-        outputs[f"{name}.grads"] = torch.stack([torch.stack([grads[n].norm(), (grads[n] * direction(grads[n])).sum()]) for n in names])
+        rows = torch.stack([torch.stack([grads[n].norm(), (grads[n] * direction(grads[n])).sum()]) for n in names])
+        # The last bias of a centred projector has no gradient; rounding leaves something, on every CPU something else.
+        outputs[f"{name}.grads"] = torch.where(rows[:, :1] < 1e-12, torch.zeros_like(rows), rows)
     config = {"cases": {name: {**shape, **objective} for name, (shape, objective) in CASES.items()}}
     write("variants.safetensors", config, {**all_inputs, **rounded(**outputs), **stored})

@@ -61,12 +61,22 @@ pub struct ModelConfig {
     pub projector_gain: f64,
     /// Whether the layers of the projector have biases.
     pub projector_bias: bool,
+    /// An experiment, not the paper's: whether the position embedding is added to the encoder's patches. Without, an encoder's token
+    /// does not know where it is, so that no two views can agree on that alone; `sit` has no other stream and then knows no
+    /// positions at all.
+    #[serde(default = "yes")]
+    pub encoder_position: bool,
     /// Whether the decoder of `ddt` sees the label by itself too: t + y + z_t in place of t + z_t. The paper writes
     /// Decoder(x_t, t, z_t).
     pub decoder_label: bool,
     /// Whether the position embedding is added to the decoder's patches too, as to the encoder's. (DDT's own blocks have
     /// rotary positions everywhere.)
     pub decoder_position: bool,
+}
+
+/// A configuration that does not name the key.
+fn yes() -> bool {
+    true
 }
 
 impl ModelConfig {
@@ -85,6 +95,7 @@ impl ModelConfig {
         projector_layers: 3,
         projector_gain: 0.1,
         projector_bias: true,
+        encoder_position: true,
         decoder_label: false,
         decoder_position: true,
     };

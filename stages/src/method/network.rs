@@ -138,14 +138,16 @@ impl Network {
         Given { time, image }
     }
 
-    fn embed(&self, embedder: &PatchEmbedding, x_t: &Tensor) -> Tensor {
-        embedder.forward(x_t) + &self.position
+    fn embed(&self, embedder: &PatchEmbedding, x_t: &Tensor, with_position: bool) -> Tensor {
+        let patches = embedder.forward(x_t);
+        if with_position { patches + &self.position } else { patches }
     }
 
     /// z_t, with one condition for each image.
     fn encode(&self, x_t: &Tensor, given: &Given, seen: &mut impl FnMut(&Tensor)) -> Tensor {
         let (encoder, _) = self.blocks.split_at(self.model.encoder_depth as usize);
-        let tokens = self.embed(self.s_embedder.as_ref().unwrap_or(&self.x_embedder), x_t);
+        let embedder = self.s_embedder.as_ref().unwrap_or(&self.x_embedder);
+        let tokens = self.embed(embedder, x_t, self.model.encoder_position);
         run(encoder, tokens, &given.image, seen)
     }
 
@@ -155,10 +157,7 @@ impl Network {
         let (_, decoder) = self.blocks.split_at(self.model.encoder_depth as usize);
         let (tokens, decoder_condition) = match self.s_embedder {
             Some(_) => {
-                let tokens = match self.model.decoder_position {
-                    true => self.embed(&self.x_embedder, x_t),
-                    false => self.x_embedder.forward(x_t),
-                };
+                let tokens = self.embed(&self.x_embedder, x_t, self.model.decoder_position);
                 let from = if self.model.decoder_label { &given.image } else { &given.time };
                 (tokens, from + condition)
             }
