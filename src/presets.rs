@@ -185,7 +185,7 @@ fn appendix_f() -> TrainConfig {
 #[cfg(test)]
 mod tests {
     use stages::method::config::LatentShape;
-    use stages::method::objective::config::Similarity;
+    use stages::method::objective::config::{Aligned, Reduction, Similarity, TimeDistribution};
 
     use super::*;
     use crate::config::resolve;
@@ -304,5 +304,73 @@ mod tests {
         }
         let tested = rows.iter().filter(|(name, _)| ROWS.iter().any(|(row, ..)| row == name)).count();
         assert_eq!(tested, ROWS.len(), "a row of the tables is not tested");
+    }
+    /// The paper's objective, and what its baselines and REPA's code have where it is silent.
+    const DUPA: ObjectiveConfig = ObjectiveConfig {
+        views: 2,
+        lambda: 0.5,
+        similarity: Similarity::Cosine,
+        temperature: 0.5,
+        pool_tokens: false,
+        aligned: Aligned::Output,
+        stop_gradient: false,
+        centre: false,
+        resample_t: true,
+        resample_noise: true,
+        resample_posterior: false,
+        time: TimeDistribution::Uniform,
+        label_drop: 0.1,
+        share_label_drop: false,
+        velocity_views: Reduction::Mean,
+        velocity_elements: Reduction::Mean,
+        dispersive: 0.0,
+        dispersive_temperature: 0.5,
+        contrastive: 0.0,
+    };
+
+    #[test]
+    fn families_have_the_sizes_of_table_5_with_any_patch_and_differ_in_what_they_are_named_for() {
+        let plain = ObjectiveConfig { views: 1, lambda: 0.0, ..DUPA };
+        // The backbone, whether there is a projector, and the objective.
+        let families = [
+            ("dupa", Backbone::Ddt, true, DUPA),
+            ("dupa-sit", Backbone::Sit, true, DUPA),
+            ("dual-path", Backbone::Ddt, false, ObjectiveConfig { lambda: 0.0, ..DUPA }),
+            ("ddt", Backbone::Ddt, false, plain.clone()),
+            ("sit", Backbone::Sit, false, plain.clone()),
+            ("dispersive", Backbone::Sit, false, ObjectiveConfig { dispersive: 0.5, ..plain.clone() }),
+            ("delta-fm", Backbone::Sit, false, ObjectiveConfig { contrastive: 0.05, ..plain }),
+        ];
+        assert_eq!(families.len(), FAMILIES.len(), "a family is not tested");
+        let of_family = |(family, backbone, projects, objective): &(&str, Backbone, bool, ObjectiveConfig),
+                         size: &str,
+                         patch: i64| {
+            let name = format!("{family}-{size}/{patch}");
+            let config = preset(&name);
+            assert_eq!(config.objective, *objective, "{name}");
+            let ModelConfig { projector_hidden, projector_out, projector_layers, projector_bias, .. } = config.model;
+            let projector = if *projects { (2048, 768, 3, true) } else { (0, 0, 3, true) };
+            assert_eq!((projector_hidden, projector_out, projector_layers, projector_bias), projector, "{name}");
+            assert_eq!(
+                (config.model.backbone, config.model.patch, config.model.mlp_ratio),
+                (*backbone, patch, 4),
+                "{name}"
+            );
+            let OptimiserConfig { lr, clip, eps, warmup_steps, decay_fraction, .. } = config.optimiser;
+            assert_eq!((lr, clip, eps, warmup_steps, decay_fraction), (1e-4, 1.0, 1e-8, 0, 0.0), "{name}");
+            assert_eq!((config.ema.decay, config.ema.warmup), (0.9999, false), "{name}");
+            assert_eq!((config.train.steps, config.train.batch), (400_000, 256), "{name}");
+            let ModelConfig { depth, hidden, heads, encoder_depth, .. } = config.model;
+            (depth, hidden, heads, encoder_depth)
+        };
+        for family in &families {
+            for (size, Expected(depth, hidden, heads, encoder_depth, ..)) in [("s", S), ("b", B), ("l", L), ("xl", XL)]
+            {
+                for patch in [2, 4, 8] {
+                    let found = of_family(family, size, patch);
+                    assert_eq!(found, (depth, hidden, heads, encoder_depth), "{}-{size}/{patch}", family.0);
+                }
+            }
+        }
     }
 }
