@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pipeline::Report;
-use stages::train::run_dir::Metrics;
+use stages::train::config::TrainConfig;
+use stages::train::run_dir::{FeatureMetrics, Metrics};
 
 use crate::report::{FlowRecord, Shares};
 
@@ -130,9 +131,13 @@ fn on_terminal() -> bool {
     std::io::stderr().is_terminal()
 }
 
-/// One line of training.
-pub(crate) fn metrics_line(metrics: &Metrics, steps: u64) -> String {
+/// One line of training: of the losses those that the run has.
+///
+/// The cosine of the views is that before the projector and that behind it, and beside it that of different images: where
+/// this one is as high, the features no longer hold the image.
+pub(crate) fn metrics_line(metrics: &Metrics, config: &TrainConfig) -> String {
     let Metrics { step, velocity_loss, alignment_loss, images_per_s, .. } = metrics;
+    let steps = config.train.steps;
     let left = if *images_per_s > 0.0 {
         let per_step = metrics.images as f64 / (*step as f64) / images_per_s;
         format!("  {} left", duration((steps - step) as f64 * per_step))
@@ -140,11 +145,26 @@ pub(crate) fn metrics_line(metrics: &Metrics, steps: u64) -> String {
         String::new()
     };
     // What a narrow terminal cuts off comes last.
-    let mut line = format!(
-        "step {step}/{steps}{left}  {images_per_s:.1} images/s  velocity {velocity_loss:.4}  alignment {alignment_loss:+.4}"
-    );
-    if let Some(features) = &metrics.features {
-        line += &format!("  cosine {:.3}", features.condition.cosine);
+    let mut line = format!("step {step}/{steps}{left}  {images_per_s:.1} images/s  velocity {velocity_loss:.4}");
+    if config.objective.aligns() {
+        line += &format!("  alignment {alignment_loss:+.4}");
+    }
+    if let Some(loss) = metrics.dispersive_loss {
+        line += &format!("  dispersive {loss:+.4}");
+    }
+    if let Some(distance) = metrics.contrastive_distance {
+        line += &format!("  contrastive {distance:.4}");
+    }
+    if let Some(FeatureMetrics { condition, projected, .. }) = &metrics.features {
+        line += &format!("  cosine {:.3}", condition.cosine);
+        let mut others = condition.other_cosine;
+        if config.objective.aligns() {
+            line += &format!(" -> {:.3}", projected.cosine);
+            others = projected.other_cosine;
+        }
+        if !others.is_nan() {
+            line += &format!(" (others {others:.3})");
+        }
     }
     if metrics.skipped > 0 {
         line += &format!("  {} STEPS SKIPPED (a gradient was not finite)", metrics.skipped);
@@ -216,9 +236,10 @@ pub(crate) fn report_lines(report: &Report) -> String {
 
 #[cfg(test)]
 mod tests {
-    use stages::train::run_dir::{FeatureMetrics, SpreadMetrics, WaitMs};
+    use stages::train::run_dir::{SpreadMetrics, WaitMs};
 
     use super::*;
+    use crate::config::resolve;
 
     #[test]
     fn a_line_of_training_says_how_fast_how_well_and_how_long_still() {
@@ -231,7 +252,7 @@ mod tests {
             contrastive_distance: None,
             features: Some(FeatureMetrics {
                 condition: SpreadMetrics { cosine: 0.8, other_cosine: 0.1, rank: 30.0, deviation: 0.9 },
-                projected: SpreadMetrics { cosine: 0.75, other_cosine: 0.0, rank: 20.0, deviation: 1.0 },
+                projected: SpreadMetrics { cosine: 0.75, other_cosine: 0.02, rank: 20.0, deviation: 1.0 },
                 cosine_by_gap: vec![Some(0.8); 5],
             }),
             gradient_norm: 1.0,
@@ -245,15 +266,32 @@ mod tests {
             run_wait: None,
             stages: Vec::new(),
         };
-        let line = metrics_line(&metrics, 340);
+        let config = |preset: &str, settings: &[&str]| {
+            let settings: Vec<String> =
+                settings.iter().chain(&["train.steps=340"]).map(|text| (*text).to_owned()).collect();
+            resolve(Some(preset), None, &settings).unwrap()
+        };
+        let dupa = config("dupa-demo", &[]);
         assert_eq!(
-            line,
-            "step 100/340  2 min 0 s left  32.0 images/s  velocity 0.9123  alignment -0.7500  cosine 0.800  waited 1.25 % \
-             (p99 2.00 ms)  1600 images seen"
+            metrics_line(&metrics, &dupa),
+            "step 100/340  2 min 0 s left  32.0 images/s  velocity 0.9123  alignment -0.7500  cosine 0.800 -> 0.750 (others 0.020)  \
+             waited 1.25 % (p99 2.00 ms)  1600 images seen"
         );
-        metrics.skipped = 3;
-        metrics.bad_samples = 2;
-        let line = metrics_line(&metrics, 340);
+        // Nothing is aligned: what stands behind the projector says nothing.
+        let line = metrics_line(&metrics, &config("dupa-demo", &["objective.lambda=0"]));
+        assert!(line.contains("velocity 0.9123  cosine 0.800 (others 0.100)  waited"), "{line}");
+        // One image has no others.
+        if let Some(features) = &mut metrics.features {
+            features.projected.other_cosine = f64::NAN;
+        }
+        assert!(metrics_line(&metrics, &dupa).contains("cosine 0.800 -> 0.750  waited"));
+        (metrics.skipped, metrics.bad_samples) = (3, 2);
+        let line = metrics_line(&metrics, &dupa);
         assert!(line.contains("3 STEPS SKIPPED") && line.contains("2 bad samples"), "{line}");
+
+        metrics.features = None;
+        (metrics.dispersive_loss, metrics.contrastive_distance) = (Some(-0.5), Some(2.0));
+        let line = metrics_line(&metrics, &config("sit-s/2", &[]));
+        assert!(line.contains("velocity 0.9123  dispersive -0.5000  contrastive 2.0000  3 STEPS"), "{line}");
     }
 }

@@ -26,6 +26,10 @@ fn images_become_shards_a_run_and_samples() {
     let run = folder.path().join("run");
     let shown = succeed(&format!("train --data {{}} --run {{}} --steps 3 --dry-run {SMALL}"), &[&data, &run]);
     assert!(shown.contains("[objective]") && shown.contains("views = 2"), "{shown}");
+    assert!(shown.contains("\n# device memory: about ") && shown.contains("\n# checkpoints: "), "{shown}");
+    let two = format!("train --data {{}} --run {{}} --steps 3 --dry-run {SMALL} --devices cpu:2");
+    let shown = succeed(&two, &[&data, &run]);
+    assert!(shown.contains("\n# device memory of each of 2 ranks: about "), "{shown}");
     succeed(&format!("train --data {{}} --run {{}} --steps 3 {SMALL}"), &[&data, &run]);
     assert_eq!(fs::read_to_string(run.join("metrics.jsonl")).unwrap().lines().count(), 3);
 

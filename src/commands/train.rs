@@ -50,7 +50,8 @@ pub(crate) struct TrainArgs {
     /// Run directory: configuration, metrics and checkpoints; one that exists is continued
     #[arg(long, value_name = "DIR")]
     pub(crate) run: PathBuf,
-    /// What to train: dupa-demo, or dupa-, ddt- or sit- with s, b, l or xl and /2, /4 or /8 [default: dupa-xl/2]
+    /// What to train: dupa-demo, appendix-f, a row of the paper's tables (table2-nt-xent), or dupa-, dupa-sit-, dual-path-, ddt-,
+    /// sit-, dispersive- or delta-fm- with s, b, l or xl and /2, /4 or /8 [default: dupa-xl/2]
     #[arg(long, value_name = "NAME")]
     pub(crate) preset: Option<String>,
     /// TOML file with keys to change, and the preset that they change in `preset = ".."`
@@ -157,7 +158,7 @@ fn train(args: &TrainArgs, devices: &[Device], meeting: Option<&Meeting>, runtim
             Data::Shards(dataset) => Some((dataset.len() as u64, LoadMemory::of(dataset, &load_from(0))?)),
             Data::Synthetic(_) => None,
         };
-        for line in dry_run::lines(&config, &resolved.data.latent, loader, device, kind) {
+        for line in dry_run::lines(&config, &resolved.data.latent, loader, device, kind, ranks.world) {
             println!("# {line}");
         }
         return Ok(Ended::already());
@@ -206,11 +207,11 @@ fn train(args: &TrainArgs, devices: &[Device], meeting: Option<&Meeting>, runtim
     }
     let batches = of_first.map_or_else(|| data.batches(&load_from(first_batch)), Ok)?;
 
-    let mut progress = Progress::new("training", steps);
+    let (mut progress, shown) = (Progress::new("training", steps), config.clone());
     let (interval, position) = (progress.interval(), progress.position());
     let (tell_stages, stages) = mpsc::channel();
     let mut on_metrics: Option<OnMetrics> =
-        Some(Box::new(move |metrics| progress.milestone(metrics.step, &show::metrics_line(metrics, steps))));
+        Some(Box::new(move |metrics| progress.milestone(metrics.step, &show::metrics_line(metrics, &shown))));
     let mut stages = Some(stages);
     let marks = Marks { data: resolved.data.dataset.clone(), arithmetic, config: resolved.to_toml()? };
     let mut trainers = vec![first];

@@ -9,13 +9,15 @@ use stages::train::config::TrainConfig;
 
 use super::memory_line;
 
-/// One line a topic. `loader` holds the samples of the dataset and what loading them takes, unless there is no dataset.
+/// One line a topic. `loader` holds the samples of the dataset and what loading them takes, unless there is no dataset; `world` is
+/// the number of ranks, which divide the batch.
 pub(super) fn lines(
     config: &TrainConfig,
     data: &LatentShape,
     loader: Option<(u64, LoadMemory)>,
     device: Device,
     kind: Kind,
+    world: usize,
 ) -> Vec<String> {
     let TrainConfig { model, objective, train, .. } = config;
     let parameters = |projector| parameter_count(model, data, projector);
@@ -45,11 +47,12 @@ pub(super) fn lines(
         real_quantity(flop as f64 * images as f64, "FLOP"),
     ));
 
-    let micro_batch = train.batch / train.micro_batches;
+    let micro_batch = train.batch / (train.micro_batches * world as u64);
     let memory = DeviceMemory::of(model, data, objective, micro_batch, kind);
     let DeviceMemory { weights, gradients, moments, average, activations } = memory;
     lines.push(format!(
-        "device memory: about {} (weights {}, gradients {}, moments {}, average {}, activations of {micro_batch} images {})",
+        "device memory{}: about {} (weights {}, gradients {}, moments {}, average {}, activations of {micro_batch} images {})",
+        if world > 1 { format!(" of each of {world} ranks") } else { String::new() },
         quantity(memory.total(), "B"),
         quantity(weights, "B"),
         quantity(gradients, "B"),
@@ -114,7 +117,7 @@ mod tests {
             index_bytes: 0,
             stored_bytes: 0,
         };
-        let text = lines(&config, &IMAGENET, Some((1_281_167, loader)), Device::Cpu, Kind::BFloat16).join("\n");
+        let text = lines(&config, &IMAGENET, Some((1_281_167, loader)), Device::Cpu, Kind::BFloat16, 1).join("\n");
         for part in [
             "parameters: 675130768 (683262096 with the projector)",
             "forward pass of a view: 159.9 GMAC",
@@ -122,12 +125,35 @@ mod tests {
             "497.6 TFLOP a step",
             "79.9 epochs of 1281167",
             "loader memory: at most 1.0 MB",
+            "length: 400000 steps of 256 images",
         ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
         let sit = resolve(Some("sit-xl/2"), None, &[]).unwrap();
-        let text = lines(&sit, &IMAGENET, None, Device::Cpu, Kind::Float).join("\n");
+        let text = lines(&sit, &IMAGENET, None, Device::Cpu, Kind::Float, 1).join("\n");
         assert!(text.contains("118.6 GMAC") && text.contains("modulation of tokens 0 MAC"), "{text}");
         assert!(!text.contains("projector, for") && !text.contains("epochs"), "{text}");
+    }
+
+    /// 682,967,184 parameters that are trained: 24 bytes each in bf16, of which a checkpoint holds 16.
+    #[test]
+    fn memory_is_that_of_one_rank() {
+        let mut config = resolve(Some("dupa-xl/2"), None, &[]).unwrap();
+        let text = |config: &_, world| lines(config, &IMAGENET, None, Device::Cpu, Kind::BFloat16, world).join("\n");
+        let (one, two) = (text(&config, 1), text(&config, 2));
+        for part in [
+            "device memory: about ",
+            "weights 4.098 GB, gradients 4.098 GB, moments 5.464 GB, average 2.732 GB",
+            "activations of 256 images",
+        ] {
+            assert!(one.contains(part), "{part} is not in\n{one}");
+        }
+        assert!(one.contains("checkpoints: 10.93 GB each"), "{one}");
+        assert!(
+            two.contains("device memory of each of 2 ranks: about ") && two.contains("activations of 128 images"),
+            "{two}"
+        );
+        config.train.micro_batches = 2;
+        assert!(text(&config, 2).contains("activations of 64 images"));
     }
 }

@@ -148,11 +148,12 @@ impl EventLog {
     }
 }
 
-/// The scalars of a line of metrics. Images are left out: they are steps times the batch, and soon beyond f32.
+/// The scalars of a line of metrics. A scalar is f32: of many images seen the first seven digits.
 pub fn scalars(metrics: &Metrics) -> Vec<(Cow<'static, str>, f64)> {
     let mut scalars = vec![
         ("loss/velocity", metrics.velocity_loss),
         ("loss/alignment", metrics.alignment_loss),
+        ("train/images", metrics.images as f64),
         ("train/grad_norm", metrics.gradient_norm),
         ("train/skipped_steps", metrics.skipped as f64),
         ("train/lr", metrics.lr),
