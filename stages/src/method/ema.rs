@@ -15,14 +15,15 @@ pub struct EmaConfig {
 }
 
 impl EmaConfig {
-    /// Decay of update `n`, counted from 1.
+    /// Decay of update `n`, counted from 1. `n` is the step, those that were skipped among them: only the device knows which
+    /// were, and a few steps more or less make hardly a difference.
     pub fn decay_at(&self, n: u64) -> f64 {
         if self.warmup { self.decay.min((1.0 + n as f64) / (10.0 + n as f64)) } else { self.decay }
     }
 }
 
-/// One update of the flat f32 buffer `average` towards `weights`. `skipped` is a f32 scalar tensor: 1 leaves the
-/// average as it was (the optimiser skipped the step too), without a host synchronisation.
+/// One update of the flat f32 buffer `average`: average <- decay average + (1 - decay) weights. `skipped` is a f32 scalar on the
+/// device: 1 leaves the average as it was (the optimiser skipped the step too), without a host synchronisation.
 pub fn update(average: &mut Tensor, weights: &Tensor, decay: f64, skipped: &Tensor) {
     no_grad(|| {
         let weight = (1.0 - skipped) * (1.0 - decay);

@@ -56,7 +56,10 @@ impl ParameterSpec {
         self.len() == 0
     }
 
-    /// Draws the starting values, f32 on `device`. Depends on (seed, name, shape) alone.
+    /// Draws the starting values, f32 on `device`. Depends on (seed, name, shape) and the kind of device alone.
+    ///
+    /// # Errors
+    /// libtorch's; none are known.
     pub fn draw(&self, seed: u64, device: Device) -> Result<Tensor, NativeError> {
         let seed = random::seed_of(seed, xxh3_64(self.name.as_bytes()), Purpose::Initial);
         // A convolution's kernel is viewed as [out, in * k * k].

@@ -52,6 +52,9 @@ pub struct Parameters {
 impl Parameters {
     /// Draws the initial weights of `specs` from `seed`. `kind` is the dtype that the network computes in:
     /// `Kind::Float` or `Kind::BFloat16`.
+    ///
+    /// # Errors
+    /// libtorch's; none are known.
     pub fn init(specs: Vec<ParameterSpec>, seed: u64, device: Device, kind: Kind) -> Result<Self, NativeError> {
         let master = Tensor::zeros([flat_len(&specs)], (Kind::Float, device));
         for (spec, view) in specs.iter().zip(in_order(&specs, &views(&specs, &master))) {
@@ -62,6 +65,9 @@ impl Parameters {
     }
 
     /// Trains on from given f32 weights.
+    ///
+    /// # Errors
+    /// libtorch's; none are known.
     pub fn from_master(specs: Vec<ParameterSpec>, master: Tensor, kind: Kind) -> Result<Self, NativeError> {
         let gradients = master.zeros_like();
         let (compute, compute_gradients) = if kind == Kind::Float {

@@ -50,14 +50,20 @@ pub fn seed_of(seed: u64, step: u64, purpose: Purpose) -> u64 {
     xxh3_64(&bytes)
 }
 
-/// f32 N(0, 1) of the given shape.
+/// f32 N(0, 1) of the given shape, drawn on `device`: the values are functions of the seed, and others on a CPU than on CUDA.
+///
+/// # Errors
+/// libtorch's; none are known.
 pub fn normal(shape: &[i64], device: Device, seed: u64) -> Result<Tensor, NativeError> {
     let mut values = Tensor::empty(shape, (Kind::Float, device));
     fill_normal(&mut values, seed)?;
     Ok(values)
 }
 
-/// f32 U[0, 1) of the given shape.
+/// f32 U[0, 1) of the given shape, drawn on `device`: the values are functions of the seed, and others on a CPU than on CUDA.
+///
+/// # Errors
+/// libtorch's; none are known.
 pub fn uniform(shape: &[i64], device: Device, seed: u64) -> Result<Tensor, NativeError> {
     let mut values = Tensor::empty(shape, (Kind::Float, device));
     fill_uniform(&mut values, seed)?;

@@ -27,7 +27,11 @@ pub struct Views {
 }
 
 impl Views {
-    /// Draws for a global batch of `batch` images at `step` of a run.
+    /// Draws for a global batch of `batch` images at `step` of a run, on `device`, whose kind decides the values
+    /// ([`random::normal`]).
+    ///
+    /// # Errors
+    /// libtorch's; none are known.
     pub fn draw(
         objective: &ObjectiveConfig,
         data: &LatentShape,

@@ -9,19 +9,29 @@ use tch::{Device, Kind, Tensor, no_grad};
 use crate::method::parameters::Parameters;
 use crate::native::{AdamWBuffers, AdamWConstants, NativeError, fused_adamw};
 
-/// AdamW (paper Table 7: lr 1e-4 constant, betas 0.9 and 0.999), clipping, and the course of the learning rate.
+/// AdamW (Loshchilov and Hutter 2019; paper Table 7: lr 1e-4 constant, betas 0.9 and 0.999), clipping, and the course of the learning
+/// rate.
+///
+/// With the gradient g of a step, lr from [`Self::lr_at`] and n counting the updates that were not skipped:
+///
+/// ```text
+/// g <- g / max(1, (|g| + 1e-6) / clip)
+/// w <- w (1 - lr weight_decay)
+/// m <- beta1 m + (1 - beta1) g        v <- beta2 v + (1 - beta2) g^2
+/// w <- w - lr m / (1 - beta1^n) / (sqrt(v / (1 - beta2^n)) + eps)
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OptimiserConfig {
     /// Peak learning rate.
     pub lr: f64,
-    /// Decay of the first moment.
+    /// Decay of the first moment, in [0, 1).
     pub beta1: f64,
-    /// Decay of the second moment.
+    /// Decay of the second moment, in [0, 1).
     pub beta2: f64,
     /// Added to the root of the second moment.
     pub eps: f64,
-    /// Decoupled weight decay.
+    /// Decoupled weight decay, as a share of `lr`; all parameters have it.
     pub weight_decay: f64,
     /// Global norm to which gradients are clipped, projector included; 0 turns clipping off.
     pub clip: f64,
@@ -48,7 +58,8 @@ impl Default for OptimiserConfig {
 }
 
 impl OptimiserConfig {
-    /// Learning rate of `step` (from 0) of a run of `steps`.
+    /// Learning rate of `step` (from 0) of a run of `steps`: lr min(1, (step + 1) / warmup_steps) min(1, (steps - step) /
+    /// (decay_fraction steps)).
     pub fn lr_at(&self, step: u64, steps: u64) -> f64 {
         let warmup = ((step + 1) as f64 / self.warmup_steps.max(1) as f64).min(1.0);
         let decay_steps = self.decay_fraction * steps as f64;
@@ -104,7 +115,11 @@ impl AdamW {
         Self { config, exp_avg: zeros(&[len]), exp_avg_sq: zeros(&[len]), count: zeros(&[]) }
     }
 
-    /// Clips the gradients and updates the master weights with learning rate `lr`.
+    /// Clips the gradients and updates the master weights with learning rate `lr`, as [`OptimiserConfig`] says; then casts them for
+    /// the next pass. Where the norm of the gradients is not finite, weights, moments and count stay as they were.
+    ///
+    /// # Errors
+    /// libtorch's; none are known.
     pub fn update(&mut self, parameters: &mut Parameters, lr: f64) -> Result<UpdateFigures, NativeError> {
         no_grad(|| {
             let gradient_norm = norm(&parameters.gradients);

@@ -48,7 +48,7 @@ pub struct Metrics {
     /// Mean squared distance to the targets of other images; none without contrastive flow matching.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub contrastive_distance: Option<f64>,
-    /// The aligned features in the last of these steps; none with one view.
+    /// The aligned features in the last of these steps, of the first micro-batch of rank 0; none with one view.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub features: Option<FeatureMetrics>,
     /// Norm of the gradients before clipping.
@@ -96,7 +96,7 @@ pub struct SpreadMetrics {
     /// Cosine between views of an image.
     #[serde(deserialize_with = "null_is_nan")]
     pub cosine: f64,
-    /// Cosine between views of different images.
+    /// Cosine between views of different images; not a number (`null` in the file) where the micro-batch has one image.
     #[serde(deserialize_with = "null_is_nan")]
     pub other_cosine: f64,
     /// Effective number of directions.

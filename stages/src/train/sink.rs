@@ -20,6 +20,7 @@ use pipeline::{Background, BoxError, End, Interrupt, Sink, Slab};
 
 use super::checkpoint::{Keep, Marks, Snapshot, Writer};
 use super::grids::Grids;
+use super::optimiser::UpdateFigures;
 use super::run_dir::{Metrics, RunDir, StageFigures};
 use super::step::{StepFigures, Trainer};
 use super::tensorboard::{self, EventLog};
@@ -201,7 +202,7 @@ impl TrainSteps {
             Some(_) => WorldError::Collective(error),
             None => WorldError::Native(error),
         })?;
-        let [gradient_norm, skipped] = self.trainer.update()?;
+        let UpdateFigures { gradient_norm, skipped } = self.trainer.update()?;
         self.window.add(StepFigures { losses, features, gradient_norm, skipped });
         self.whole = true;
         Ok(())

@@ -3,7 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::config::TrainConfig;
-use super::optimiser::AdamW;
+use super::optimiser::{AdamW, UpdateFigures};
 use crate::data::LatentBatch;
 use crate::method::algorithm::{Losses, batch_loss};
 use crate::method::config::LatentShape;
@@ -45,7 +45,7 @@ pub struct Trainer {
 pub struct StepFigures {
     /// The losses, means over the global batch.
     pub losses: StepLosses,
-    /// Of the aligned features of the first micro-batch, where they were asked for.
+    /// Of the aligned features of the first micro-batch of this rank, where they were asked for.
     pub features: Option<FeatureFigures>,
     /// Norm of the gradients before clipping.
     pub gradient_norm: Tensor,
@@ -53,16 +53,16 @@ pub struct StepFigures {
     pub skipped: Tensor,
 }
 
-/// The losses of one step, f32 scalars on the device: see [`Losses`].
+/// The losses of one step, f32 scalars on the device, none with its weight: those of [`Losses`], as means over the micro-batches.
 #[derive(Debug)]
 pub struct StepLosses {
-    /// Eq. 7.
+    /// Eq. 7 as a mean over views, channels and pixels, however the configuration reduces it; at least 0.
     pub velocity: Tensor,
-    /// Eq. 6.
+    /// Eq. 6: minus a cosine, in [-1, 1], or NT-Xent, at least 0; 0 where nothing is aligned.
     pub alignment: Tensor,
-    /// Dispersive loss.
+    /// The dispersive loss (Wang and He 2025), at most 0; 0 without.
     pub dispersive: Tensor,
-    /// Distance to the targets of other images.
+    /// Mean squared distance to the targets of other images (Stoica et al. 2025), at least 0; 0 without.
     pub contrastive: Tensor,
 }
 
@@ -83,6 +83,9 @@ impl StepLosses {
 
 impl Trainer {
     /// A fresh run: initial weights from the seed, average equal to them. `kind` is the compute dtype.
+    ///
+    /// # Errors
+    /// libtorch's; none are known.
     pub fn new(config: TrainConfig, data: LatentShape, device: Device, kind: Kind) -> Result<Self, NativeError> {
         let parameters = Parameters::init(layout(&config.model, &data), config.train.seed, device, kind)?;
         let optimiser = AdamW::new(config.optimiser.clone(), parameters.master.numel() as i64, device);
@@ -130,6 +133,9 @@ impl Trainer {
     }
 
     /// The draws of the current step, for the global batch.
+    ///
+    /// # Errors
+    /// libtorch's; none are known.
     pub fn draw_views(&self) -> Result<Views, NativeError> {
         let TrainConfig { objective, train, .. } = &self.config;
         Views::draw(objective, &self.data, train.batch as i64, train.seed, self.step, self.device)
@@ -178,14 +184,18 @@ impl Trainer {
         Ok((sums, features))
     }
 
-    /// Clip, AdamW, EMA with the gradients at hand; the step is done after it.
-    pub fn update(&mut self) -> Result<[Tensor; 2], NativeError> {
+    /// Clip, AdamW, EMA with the gradients at hand; the step is done after it, also where it was skipped: the next one has other
+    /// data and other draws, and the course of the learning rate and of the average's decay goes by steps.
+    ///
+    /// # Errors
+    /// libtorch's; none are known.
+    pub fn update(&mut self) -> Result<UpdateFigures, NativeError> {
         let lr = self.config.optimiser.lr_at(self.step, self.config.train.steps);
         let figures = self.optimiser.update(&mut self.parameters, lr)?;
         self.step += 1;
         let decay = self.config.ema.decay_at(self.step);
         ema::update(&mut self.average, &self.parameters.master, decay, &figures.skipped);
-        Ok([figures.gradient_norm, figures.skipped])
+        Ok(figures)
     }
 
     /// One step of training on a global batch, or this rank's slice of one. `views` are those of [`Self::draw_views`], of the
@@ -195,7 +205,7 @@ impl Trainer {
     /// Those of [`Self::compute_gradients`] and [`Self::update`].
     pub fn step(&mut self, batch: &LatentBatch, views: &Views, look: bool) -> Result<StepFigures, NativeError> {
         let (losses, features) = self.compute_gradients(batch, views, look)?;
-        let [gradient_norm, skipped] = self.update()?;
+        let UpdateFigures { gradient_norm, skipped } = self.update()?;
         Ok(StepFigures { losses, features, gradient_norm, skipped })
     }
 }

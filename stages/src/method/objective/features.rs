@@ -2,7 +2,8 @@
 //!
 //! Views of one image can agree because their features hold the image, or because they hold next to nothing: only the
 //! position, or only the class. So beside the cosine of views stand the cosine of different images, the spread, and the number
-//! of directions in use. Measured on steps that are logged; nothing here is trained on.
+//! of directions in use. Measured on steps that are logged, on the first micro-batch of rank 0: with `train.micro_batches` and ranks
+//! fewer images stand behind a figure. Nothing here is trained on.
 
 use tch::{Kind, Tensor, no_grad};
 
@@ -17,7 +18,7 @@ pub struct Spread {
     /// Mean cosine between views of the same image, token by token, in [-1, 1].
     pub cosine: Tensor,
     /// The same between a view of one image and another view of the next image of the batch. Near `cosine` where features
-    /// do not tell images apart.
+    /// do not tell images apart; not a number where the micro-batch has one image.
     pub other_cosine: Tensor,
     /// Effective number of directions: (trace C)^2 / |C|^2 for the covariance C of tokens, from 1 to their width.
     pub rank: Tensor,
@@ -53,7 +54,7 @@ impl FeatureFigures {
 
 impl Spread {
     fn of(features: &Tensor, unit: &Tensor) -> Self {
-        let views = unit.size()[0];
+        let (views, images) = (unit.size()[0], unit.size()[1]);
         let with = |shift: i64| {
             let others =
                 if shift == 0 { unit.shallow_clone() } else { unit.roll([shift].as_slice(), [1i64].as_slice()) };
@@ -71,7 +72,9 @@ impl Spread {
         // Squares of components add up to 1, so that their variances add up to 1 less the mean's square.
         let varied: Tensor = 1.0 - mean.square().sum(Kind::Float);
         let deviation = varied.clamp_min(0.0).sqrt();
-        Self { cosine: with(0), other_cosine: with(1), rank, deviation }
+        // The next image of one is itself, and would read as a collapse.
+        let other_cosine = if images > 1 { with(1) } else { rank.full_like(f64::NAN) };
+        Self { cosine: with(0), other_cosine, rank, deviation }
     }
 }
 
@@ -129,6 +132,12 @@ mod tests {
         let figures = spread(&position);
         assert!((value(&figures.other_cosine) - 1.0).abs() < 1e-5);
         assert!(value(&figures.rank) < 4.0);
+    }
+
+    #[test]
+    fn a_single_image_has_no_other() {
+        let figures = spread(&noise(&[2, 1, 4, 32], 5));
+        assert!(value(&figures.other_cosine).is_nan() && value(&figures.cosine).is_finite());
     }
 
     #[test]
