@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use stages::method::layout::layout;
 use stages::sample::generate::Weights;
-use stages::train::checkpoint::{self, Newest};
+use stages::train::checkpoint::{self, CheckpointError, Newest};
 use stages::train::run_dir::RunDir;
 
 use crate::config::RunConfig;
@@ -23,7 +23,7 @@ pub(crate) struct Trained {
 }
 
 impl Trained {
-    /// Opens the run directory `run`. Damaged checkpoints are passed over with a warning.
+    /// Opens the run directory `run`. Checkpoints that cannot be read are passed over with a warning.
     pub(crate) fn open(run: &Path) -> Result<Self> {
         let run_dir = RunDir::at(run);
         let text = run_dir.config()?.with_context(|| {
@@ -33,13 +33,18 @@ impl Trained {
         let latent = config.data.latent;
         let specs = layout(&config.model, &latent);
         let found = checkpoint::newest(&run_dir.checkpoints(), |path| checkpoint::load_average(path, &specs))?;
-        let Some(Newest { step, path: file, content: average, damaged }) = found else {
+        let Some(Newest { step, path: file, content: average, passed_over }) = found else {
             bail!("{} has no checkpoint yet; `pipeline train` writes one when it ends or is stopped", run.display());
         };
-        for damaged in &damaged {
-            show::say(&format!("warning: {damaged}; the one of step {step} is used"));
-        }
+        tell_passed_over(&passed_over, step);
         let weights = Weights::new(config.model.clone(), latent, &average);
         Ok(Self { config, weights, file, step })
+    }
+}
+
+/// Says why the checkpoint of `step` is used, and none of those behind it.
+pub(crate) fn tell_passed_over(errors: &[CheckpointError], step: u64) {
+    for error in errors {
+        show::say(&format!("warning: {error}; the one of step {step} is used"));
     }
 }

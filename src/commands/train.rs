@@ -17,7 +17,7 @@ use stages::load::plan::{Cursor, Ranks};
 use stages::load::synthetic::{self, Synthetic};
 use stages::load::{self, LoadConfig, LoadMemory};
 use stages::method::config::LatentShape;
-use stages::train::checkpoint::{self, Marks};
+use stages::train::checkpoint::{self, CheckpointError, Marks};
 use stages::train::config::TrainConfig;
 use stages::train::grids::Grids;
 use stages::train::run_dir::{Metrics, RunDir, StageFigures};
@@ -274,8 +274,12 @@ type OnMetrics = Box<dyn FnMut(&Metrics) + Send>;
 /// it had done; 0 where there is none.
 fn restore(trainer: &mut Trainer, run_dir: &RunDir, run: &Path, data: &str, arithmetic: &str) -> Result<u64> {
     let Some(found) = checkpoint::restore(trainer, &run_dir.checkpoints(), data, arithmetic)? else { return Ok(0) };
-    for damaged in &found.damaged {
-        show::say(&format!("warning: {damaged}; it is set aside as .bad, and the one before it is used"));
+    for error in &found.passed_over {
+        let becomes = match error {
+            CheckpointError::Newer { .. } => "it stays, as .newer-1 once this run writes the checkpoint of its step",
+            _ => "it is set aside as .bad",
+        };
+        show::say(&format!("warning: {error}; {becomes}, and the one of step {} is used", found.step));
     }
     show::say(&format!("continuing {} at step {}", run.display(), found.step));
     if let Some(other) = found.content {

@@ -5,7 +5,7 @@
 //!
 //! | key | what |
 //! |---|---|
-//! | `format` | `dualpath-checkpoint-1`; a greater number is refused |
+//! | `format` | `dualpath-checkpoint-1`; a greater number is of a newer program |
 //! | `step` | steps done, which is the loader's cursor too: a step consumes one global batch |
 //! | `data` | identity of the dataset |
 //! | `arithmetic` | what computed: device, dtype, kind of processor; a run that goes on elsewhere differs by rounding |
@@ -17,6 +17,10 @@
 //!
 //! A file is written beside its place, synced and renamed: a checkpoint that exists is whole, but for a disk that loses
 //! what it was given. Against that there are the checksums, and more than one checkpoint.
+//!
+//! A checkpoint of a newer program is passed over for the one before it, with a warning, and stays where it is: it does not
+//! count among those that are kept, and is not removed. Where a run writes the checkpoint of the same step, the newer file
+//! becomes `step-<step>.safetensors.newer-1` first.
 
 mod read;
 #[cfg(test)]
@@ -34,10 +38,11 @@ use crate::method::layout::ParameterSpec;
 use crate::method::parameters::flat_len;
 
 use read::CheckpointFile;
+pub(crate) use read::{check_format, check_values};
 pub use write::{Keep, Snapshot, Writer};
 
 /// What every version of the format begins with; its number follows.
-const FORMAT_PREFIX: &str = "dualpath-checkpoint-";
+pub(crate) const FORMAT_PREFIX: &str = "dualpath-checkpoint-";
 /// The version that is written, and the newest that is read.
 const VERSION: u64 = 1;
 /// The flat buffers that are stored, in their order in the file.
@@ -144,29 +149,35 @@ pub struct Newest<T> {
     pub path: PathBuf,
     /// What was read of it.
     pub content: T,
-    /// Newer files that are not readable, newest first; each is worth a warning.
-    pub damaged: Vec<CheckpointError>,
+    /// Newer files that are not readable or of a newer program, newest first; each is worth a warning.
+    pub passed_over: Vec<CheckpointError>,
 }
 
-/// Reads the newest checkpoint of a folder, or the one before it where that is not readable, and so on. `None` where there
-/// is none.
+/// Reads the newest checkpoint of a folder, or the one before it where that is not readable or of a newer program, and so
+/// on. `None` where there is none.
 ///
 /// # Errors
-/// [`CheckpointError::NoneReadable`], and whatever `read` says that is not [`CheckpointError::Unreadable`]: a file of a
-/// newer program or of another model is not passed over in silence.
+/// [`CheckpointError::NoneReadable`], or [`CheckpointError::Newer`] where all are passed over and one of them is of a newer
+/// program; and whatever `read` says that is neither of the two: a file of another model is not passed over.
 pub fn newest<T>(
     folder: &Path,
     mut read: impl FnMut(&Path) -> Result<T, CheckpointError>,
 ) -> Result<Option<Newest<T>>, CheckpointError> {
-    let mut damaged = Vec::new();
+    let mut passed_over = Vec::new();
     for (step, path) in list(folder)?.into_iter().rev() {
         match read(&path) {
-            Ok(content) => return Ok(Some(Newest { step, path, content, damaged })),
-            Err(error @ CheckpointError::Unreadable { .. }) => damaged.push(error),
+            Ok(content) => return Ok(Some(Newest { step, path, content, passed_over })),
+            Err(error @ (CheckpointError::Unreadable { .. } | CheckpointError::Newer { .. })) => {
+                passed_over.push(error)
+            }
             Err(error) => return Err(error),
         }
     }
-    match damaged.into_iter().next() {
+    // That one is whole: to begin anew would leave it behind.
+    if let Some(newer) = passed_over.iter().position(|error| matches!(error, CheckpointError::Newer { .. })) {
+        return Err(passed_over.swap_remove(newer));
+    }
+    match passed_over.into_iter().next() {
         Some(newest) => Err(CheckpointError::NoneReadable { newest: Box::new(newest) }),
         None => Ok(None),
     }
@@ -174,7 +185,8 @@ pub fn newest<T>(
 
 /// Puts the newest readable state of a folder into a trainer of the same configuration; its content is the arithmetic of
 /// the checkpoint if that is another than `arithmetic`. Newer files that are not readable are set aside as `<name>.bad`, so
-/// that the run can write theirs again. `None`, and the trainer as it was, where there is no checkpoint.
+/// that the run can write theirs again; those of a newer program stay. `None`, and the trainer as it was, where there is no
+/// checkpoint.
 ///
 /// # Errors
 /// Those of [`newest`] and [`load`]; the trainer is then of no use.
@@ -185,7 +197,7 @@ pub fn restore(
     arithmetic: &str,
 ) -> Result<Option<Newest<Option<String>>>, CheckpointError> {
     let newest = newest(folder, |path| load(trainer, path, data, arithmetic))?;
-    for error in newest.iter().flat_map(|newest| &newest.damaged) {
+    for error in newest.iter().flat_map(|newest| &newest.passed_over) {
         if let CheckpointError::Unreadable { path, .. } = error {
             fs::rename(path, path.with_extension("safetensors.bad")).map_err(io_error(path))?;
         }

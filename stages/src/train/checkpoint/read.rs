@@ -1,5 +1,6 @@
 //! Reading: the header first, then only the ranges of the file that are asked for.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -126,20 +127,41 @@ impl CheckpointFile {
         })
     }
 
-    /// Files of programs that stored no checksums have nothing to check.
     fn check(&self, group: &str, hash: &Xxh3) -> Result<(), CheckpointError> {
-        let stored = self.header.metadata().as_ref().and_then(|marks| marks.get(&format!("xxh3.{group}")));
-        match stored {
-            Some(stored) if *stored != format!("{:016x}", hash.digest()) => Err(CheckpointError::Unreadable {
-                path: self.path.clone(),
-                what: format!("the values of {group} are not those that were written (checksum)"),
-            }),
-            _ => Ok(()),
-        }
+        self.header.metadata().as_ref().map_or(Ok(()), |marks| check_values(&self.path, marks, group, hash))
     }
 }
 
-fn check_format(path: &Path, format: Option<&str>) -> Result<(), CheckpointError> {
+/// Whether a file is a checkpoint of a newer program, which is none of ours to replace or to remove.
+pub(super) fn is_newer(path: &Path) -> bool {
+    matches!(CheckpointFile::open(path), Err(CheckpointError::Newer { .. }))
+}
+
+/// Compares the hash of a group's values, in the layout's order, with what the metadata of the file state. Files of
+/// programs that stored no checksums have nothing to check.
+///
+/// # Errors
+/// [`CheckpointError::Unreadable`] where they differ.
+pub(crate) fn check_values(
+    path: &Path,
+    marks: &HashMap<String, String>,
+    group: &str,
+    hash: &Xxh3,
+) -> Result<(), CheckpointError> {
+    match marks.get(&format!("xxh3.{group}")) {
+        Some(stored) if *stored != format!("{:016x}", hash.digest()) => Err(CheckpointError::Unreadable {
+            path: path.to_path_buf(),
+            what: format!("the values of {group} are not those that were written (checksum)"),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Whether `format`, of the metadata of a file, is that of checkpoints which are read here.
+///
+/// # Errors
+/// [`CheckpointError::Newer`] or [`CheckpointError::Unreadable`].
+pub(crate) fn check_format(path: &Path, format: Option<&str>) -> Result<(), CheckpointError> {
     let known = format!("{FORMAT_PREFIX}{VERSION}");
     let version = format.and_then(|format| format.strip_prefix(FORMAT_PREFIX)?.parse::<u64>().ok());
     match (format, version) {

@@ -93,7 +93,7 @@ fn a_damaged_checkpoint_is_set_aside_and_the_one_before_it_is_used() {
         std::fs::write(&path, &bytes).unwrap();
         let found = restore(&mut trainer, folder.path(), "data", "cpu").unwrap().unwrap();
         assert_eq!((found.step, trainer.step, found.content), (3, 3, None), "{what}");
-        let told: Vec<_> = found.damaged.iter().map(ToString::to_string).collect();
+        let told: Vec<_> = found.passed_over.iter().map(ToString::to_string).collect();
         assert!(told.len() == 1 && told[0].contains("step-00000012") && told[0].contains(what), "{what}: {told:?}");
         assert_eq!(steps(folder.path()), [3]);
         let aside = folder.path().join("step-00000012.safetensors.bad");
@@ -113,24 +113,62 @@ fn where_none_is_readable_nothing_is_touched_and_the_newest_is_named() {
     assert!(restore(&mut trainer, &empty, "data", "cpu").unwrap().is_none());
 }
 
+/// Gives a checkpoint the format of another number; its bytes then.
+fn renumber(path: &Path, number: u8) -> Vec<u8> {
+    let mut bytes = std::fs::read(path).unwrap();
+    let place = bytes.windows(20).position(|window| window == b"dualpath-checkpoint-").unwrap();
+    bytes[place + 20] = number;
+    std::fs::write(path, &bytes).unwrap();
+    bytes
+}
+
 #[test]
-fn one_of_a_newer_program_is_refused_by_both_names_and_not_passed_over() {
-    let (folder, mut trainer, [_, path]) = two();
-    let bytes = std::fs::read(&path).unwrap();
-    let place = bytes.windows(21).position(|window| window == b"dualpath-checkpoint-1").unwrap();
-    let with = |number: u8| {
-        let mut bytes = bytes.clone();
-        bytes[place + 20] = number;
-        std::fs::write(&path, bytes).unwrap();
-    };
-    with(b'7');
-    let message = restore(&mut trainer, folder.path(), "data", "cpu").unwrap_err().to_string();
-    assert!(
-        message.contains("\"dualpath-checkpoint-7\"") && message.contains("\"dualpath-checkpoint-1\""),
-        "{message}"
-    );
-    with(b'x');
+fn one_of_a_newer_program_is_passed_over_by_both_names_and_stays() {
+    let (folder, mut trainer, [_, second]) = two();
+    let newer = renumber(&second, b'7');
+    let found = restore(&mut trainer, folder.path(), "data", "cpu").unwrap().unwrap();
+    assert_eq!((found.step, trainer.step), (3, 3));
+    let told: Vec<_> = found.passed_over.iter().map(ToString::to_string).collect();
+    let names = ["step-00000012", "\"dualpath-checkpoint-7\"", "\"dualpath-checkpoint-1\""];
+    assert!(told.len() == 1 && names.iter().all(|name| told[0].contains(name)), "{told:?}");
+
+    // It neither counts among the two that are kept nor goes, though the run gets behind it.
+    for step in [5, 9, 14, 16] {
+        trainer.step = step;
+        save(&trainer, folder.path());
+    }
+    assert_eq!(steps(folder.path()), [12, 14, 16]);
+    assert_eq!(std::fs::read(&second).unwrap(), newer);
+    // It gives its name to the checkpoint of the same step, and keeps its bytes.
+    for aside in ["step-00000012.safetensors.newer-1", "step-00000012.safetensors.newer-2"] {
+        std::fs::write(&second, &newer).unwrap();
+        trainer.step = 12;
+        save(&trainer, folder.path());
+        assert_eq!(std::fs::read(folder.path().join(aside)).unwrap(), newer);
+    }
+
+    // No number is no version.
+    let (folder, mut trainer, [_, second]) = two();
+    renumber(&second, b'x');
     assert_eq!(restore(&mut trainer, folder.path(), "data", "cpu").unwrap().unwrap().step, 3);
+    assert!(!second.exists());
+}
+
+#[test]
+fn where_all_are_of_newer_programs_or_damaged_that_is_said_and_none_is_touched() {
+    for damaged in [false, true] {
+        let (folder, mut trainer, [first, second]) = two();
+        renumber(&first, b'7');
+        match damaged {
+            true => std::fs::write(&second, "no checkpoint").unwrap(),
+            false => drop(renumber(&second, b'8')),
+        }
+        let message = restore(&mut trainer, folder.path(), "data", "cpu").unwrap_err().to_string();
+        let expected = if damaged { "dualpath-checkpoint-7" } else { "dualpath-checkpoint-8" };
+        assert!(message.contains(expected) && message.contains("use the program that wrote it"), "{message}");
+        assert_eq!(steps(folder.path()), [3, 12]);
+        assert!(first.exists() && second.exists());
+    }
 }
 
 #[test]

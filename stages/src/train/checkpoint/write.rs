@@ -9,6 +9,7 @@ use serde::Serialize;
 use tch::{Device, Tensor};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::read::is_newer;
 use super::{BUFFERS, CheckpointError, FORMAT_PREFIX, Marks, VERSION, io_error, list};
 use crate::method::layout::ParameterSpec;
 use crate::train::step::Trainer;
@@ -49,11 +50,20 @@ pub struct Keep {
 }
 
 impl Keep {
-    /// Which of `all`, oldest first, have had their time.
-    fn surplus<'a>(&self, all: &'a [(u64, PathBuf)]) -> impl Iterator<Item = &'a Path> + use<'a> {
+    /// Which of `all`, oldest first, have had their time. What is not `ours` neither counts nor goes.
+    fn surplus<'a>(&self, all: &'a [(u64, PathBuf)], ours: impl Fn(&Path) -> bool) -> impl Iterator<Item = &'a Path> {
         let Self { last, every } = *self;
-        let older = &all[..all.len().saturating_sub(last as usize)];
-        older.iter().filter(move |(step, _)| every == 0 || !step.is_multiple_of(every)).map(|(_, path)| path.as_path())
+        let mut kept = 0;
+        let has_had_its_time = move |(step, path): &&(u64, PathBuf)| {
+            let newest = kept < last;
+            // To look into a file costs more than to look at its name.
+            if !newest && every > 0 && step.is_multiple_of(every) || !ours(path) {
+                return false;
+            }
+            kept += u64::from(newest);
+            !newest
+        };
+        all.iter().rev().filter(has_had_its_time).map(|(_, path)| path.as_path())
     }
 }
 
@@ -73,7 +83,8 @@ impl Writer {
     }
 
     /// Writes `<folder>/step-<step>.safetensors`, straight from the snapshot; then removes what need not be kept, and what
-    /// a process left behind that was killed while it wrote.
+    /// a process left behind that was killed while it wrote. A checkpoint of that step which a newer program wrote is
+    /// renamed before.
     ///
     /// # Errors
     /// [`CheckpointError::Io`]: the folder cannot be written, the disk is full. Older checkpoints are all still there.
@@ -88,11 +99,17 @@ impl Writer {
             let _ = fs::remove_file(&temporary);
             return Err(io_error(&path)(error));
         }
+        if is_newer(&path) {
+            let aside = (1_u32..).map(|n| path.with_extension(format!("safetensors.newer-{n}")));
+            for free in aside.filter(|name| !name.exists()).take(1) {
+                fs::rename(&path, free).map_err(io_error(&path))?;
+            }
+        }
         fs::rename(&temporary, &path).map_err(io_error(&path))?;
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(io_error(folder))?;
 
         remove_unfinished(folder)?;
-        for old in self.keep.surplus(&list(folder)?) {
+        for old in self.keep.surplus(&list(folder)?, |path| !is_newer(path)) {
             fs::remove_file(old).map_err(io_error(old))?;
         }
         Ok(path)
@@ -170,14 +187,18 @@ mod tests {
 
     #[test]
     fn the_newest_stay_and_every_multiple() {
-        let surplus = |last, every| -> Vec<String> {
+        let surplus = |last, every, foreign: Option<&str>| -> Vec<String> {
             let all: Vec<_> = (1..=6).map(|n| (10 * n, PathBuf::from((10 * n).to_string()))).collect();
             let keep = Keep { last, every };
-            keep.surplus(&all).map(|path| path.display().to_string()).collect()
+            // That of a newer program.
+            let ours = |path: &Path| foreign.is_none_or(|foreign| path != Path::new(foreign));
+            keep.surplus(&all, ours).map(|path| path.display().to_string()).collect()
         };
-        assert_eq!(surplus(2, 0), ["10", "20", "30", "40"]);
-        assert_eq!(surplus(2, 20), ["10", "30"]);
-        assert_eq!(surplus(1, 30), ["10", "20", "40", "50"]);
-        assert!(surplus(9, 0).is_empty() && surplus(1, 1).is_empty());
+        assert_eq!(surplus(2, 0, None), ["40", "30", "20", "10"]);
+        assert_eq!(surplus(2, 20, None), ["30", "10"]);
+        assert_eq!(surplus(1, 30, None), ["50", "40", "20", "10"]);
+        assert!(surplus(9, 0, None).is_empty() && surplus(1, 1, None).is_empty());
+        assert_eq!(surplus(2, 0, Some("60")), ["30", "20", "10"]);
+        assert_eq!(surplus(2, 0, Some("20")), ["40", "30", "10"]);
     }
 }
