@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::program::{images, refuse, run, succeed};
+use crate::program::{images, refuse, run as run_program, succeed};
 
 /// Files that PyTorch wrote; `stages/golden/README.md` says how.
 fn golden(name: &str) -> PathBuf {
@@ -71,7 +71,7 @@ fn weights_of_sit_and_repa_are_imported_and_sampled() {
     assert_eq!(value(&averaged), -value(&as_is));
     assert_eq!(bias("--time reversed"), averaged);
 
-    let output = run("import-weights {} --out {} --heads 3", &[&golden("weights_repa.pt"), &weights]);
+    let output = run_program("import-weights {} --out {} --heads 3", &[&golden("weights_repa.pt"), &weights]);
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success() && said.contains("left out 6 tensors of further projectors"), "{said}");
     assert!(!said.contains("time"), "REPA's time is ours: {said}");
@@ -122,6 +122,62 @@ fn a_run_is_exported_and_imported_again_with_every_bit() {
     assert_eq!(picture("--run", &run), picture("--weights", &at("exported.safetensors")));
 }
 
+/// A run exports its newest readable weights, and a checkpoint that was copied elsewhere says itself what it is.
+#[test]
+fn a_damaged_checkpoint_is_passed_over_and_a_copied_one_needs_no_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, run) = trained(folder.path(), "--set train.checkpoint_every=1 --set model.decoder_label=true");
+    let at = |name: &str| folder.path().join(name);
+    let [second, third] = [2, 3].map(|step| run.join(format!("checkpoints/step-{step:08}.safetensors")));
+    let (copy, out) = (at("copy.safetensors"), at("out.safetensors"));
+    fs::copy(&second, &copy).unwrap();
+    let averaged = |path: &Path| {
+        let mut all = tensors(path).0;
+        all.retain_mut(|(name, _, _)| name.strip_prefix("ema.").map(str::to_owned).map(|own| *name = own).is_some());
+        all
+    };
+    let expected = averaged(&second);
+    let exported = |path: &Path| -> Vec<Named> {
+        tensors(path).0.into_iter().filter(|(name, _, _)| name != "pos_embed").collect()
+    };
+    for command in ["import-weights", "export-weights"] {
+        let shown = succeed(&format!("{command} {{}} --out {{}}"), &[&copy, &out]);
+        assert!(shown.contains("3 blocks (2 of them encode), width 32, 4 heads"), "{shown}");
+        assert_eq!(exported(&out), expected);
+        let model: serde_json::Value = serde_json::from_str(&tensors(&out).1["model"]).unwrap();
+        assert_eq!(model["decoder_label"], true);
+    }
+    refuse("export-weights {} --out {}", &[&copy, &at("out.pt")], "model.decoder_label = true, which no tensor");
+    assert!(!at("out.pt").exists());
+
+    let whole = fs::read(&third).unwrap();
+    let place = whole.windows(21).position(|window| window == b"dualpath-checkpoint-1").unwrap();
+    let newer: Vec<u8> = [&whole[..place + 20], b"7", &whole[place + 21..]].concat();
+    // The last value of the average; moments are behind it.
+    let mut flipped = whole.clone();
+    let data = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    flipped[data + (whole.len() - data - 4) / 2 + 3] ^= 1;
+    for (bytes, told) in
+        [(&newer[..], "dualpath-checkpoint-7"), (&flipped, "of ema are not"), (&whole[..5000], "step-00000003")]
+    {
+        fs::write(&third, bytes).unwrap();
+        let output = run_program("export-weights {} --out {}", &[&run, &out]);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success() && said.contains("warning: ") && said.contains(told), "{said}");
+        assert!(said.contains("the one of step 2 is used"), "{said}");
+        assert_eq!(exported(&out), expected, "{told}");
+        assert_eq!(fs::read(&third).unwrap(), bytes, "{told}");
+    }
+    // Asked for itself, it is refused.
+    fs::write(&third, &newer).unwrap();
+    refuse("export-weights {} --out {}", &[&third, &out], "dualpath-checkpoint-7");
+    refuse("import-weights {} --out {}", &[&third, &out], "use the program that wrote it");
+    fs::write(&third, &flipped).unwrap();
+    refuse("export-weights {} --out {}", &[&third, &out], "the values of ema are not those that were written");
+    // The weights as the optimiser left them are whole.
+    succeed("export-weights {} --out {} --raw", &[&third, &out]);
+}
+
 #[test]
 fn what_cannot_be_imported_or_exported_is_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -132,7 +188,10 @@ fn what_cannot_be_imported_or_exported_is_refused() {
     refuse("import-weights {} --out {} --heads 3", &[&golden("weights_sit.pt"), &out], "model.heads");
     refuse("import-weights {} --out {}", &[&golden("README.md"), &out], "neither a file of torch.save nor");
     refuse("import-weights {} --out {}", &[&golden("vae.safetensors"), &out], "holds no SiT");
-    refuse("import-weights {} --out {}", &[&golden("weights_sit.pt"), &at("out.pt")], "export-weights");
+    for torch in ["out.pt", "out.pth"] {
+        refuse("import-weights {} --out {}", &[&golden("weights_sit.pt"), &at(torch)], "export-weights");
+    }
+    refuse("import-weights {} --out {} --heads 3 --latent 0", &[&golden("weights_repa.pt"), &out], "--latent 0 must");
     let cut = at("cut.pt");
     let bytes = fs::read(golden("weights_sit.pt")).unwrap();
     fs::write(&cut, &bytes[..bytes.len() / 2]).unwrap();

@@ -1,11 +1,14 @@
 //! `pipeline import-weights`: weights that another program trained become ours.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
+use serde::Deserialize;
 use stages::exchange::weights::{self, Form, Hints, ImportOptions, Imported, Time, Which};
-use stages::method::config::Backbone;
+use stages::method::config::{Backbone, LatentShape, ModelConfig};
+use stages::train::checkpoint;
+use stages::train::run_dir::RunDir;
 
 use crate::exit::Outcome;
 use crate::show;
@@ -92,15 +95,16 @@ pub(crate) enum BackboneArg {
 }
 
 pub(crate) fn run(args: &ImportWeightsArgs) -> Result<Outcome> {
-    if args.out.extension().is_some_and(|extension| extension == "pt") {
+    if args.out.extension().is_some_and(|extension| extension == "pt" || extension == "pth") {
         bail!("--out {}: import-weights writes safetensors; `pipeline export-weights` writes .pt", args.out.display());
     }
+    let known = known(&args.file)?;
     let time = match args.time {
         TimeArg::Auto => Time::Auto,
         TimeArg::Repa => Time::Ours,
         TimeArg::Reversed => Time::Reversed,
     };
-    let options = ImportOptions { which: args.which.which(), time, hints: args.network.hints(), known: None };
+    let options = ImportOptions { which: args.which.which(), time, hints: args.network.hints(), known };
     let imported = weights::import(&args.file, &options)?;
     let source = args.file.file_name().unwrap_or_default().to_string_lossy();
     weights::write(&imported.weights, Form::Own, &source, &args.out)?;
@@ -112,6 +116,38 @@ pub(crate) fn run(args: &ImportWeightsArgs) -> Result<Outcome> {
         args.out.display()
     ));
     Ok(Outcome::Done)
+}
+
+/// The network of a checkpoint: as the file says itself, else as the run does that keeps it. `None` for other files.
+pub(crate) fn known(file: &Path) -> Result<Option<(ModelConfig, LatentShape)>> {
+    // What is wrong with a file is said when its weights are read.
+    if let Ok(Some(text)) = checkpoint::config(file) {
+        return Ok(Some(network(&text, file)?));
+    }
+    let folder = file.parent().filter(|folder| folder.file_name().is_some_and(|name| name == "checkpoints"));
+    folder.and_then(Path::parent).map_or(Ok(None), of_run)
+}
+
+/// The network of a run directory; `None` if it is none.
+pub(crate) fn of_run(run: &Path) -> Result<Option<(ModelConfig, LatentShape)>> {
+    RunDir::at(run).config()?.map(|text| network(&text, &run.join("config.toml"))).transpose()
+}
+
+/// The network in the configuration of a run, whatever the rest of it is.
+fn network(text: &str, place: &Path) -> Result<(ModelConfig, LatentShape)> {
+    #[derive(Deserialize)]
+    struct Trained {
+        model: ModelConfig,
+        data: Data,
+    }
+    #[derive(Deserialize)]
+    struct Data {
+        latent: LatentShape,
+    }
+    let Trained { model, data } = toml::from_str(text).with_context(|| {
+        format!("{} does not describe a network of this program; use the program that wrote it", place.display())
+    })?;
+    Ok((model, data.latent))
 }
 
 /// Says what was changed on the way.

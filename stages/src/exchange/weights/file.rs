@@ -18,6 +18,7 @@ use super::names;
 use super::stored::{Float, Stored};
 use super::torch::{self, Tensors};
 use super::{WeightsFileError, Which};
+use crate::train::checkpoint;
 
 /// The limit of the safetensors crate, 100 MB, is more than any network needs.
 const MAX_HEADER: u64 = 16 << 20;
@@ -58,6 +59,10 @@ impl WeightsFile {
             [0x80, 2, 0x8a, 10, ..] => return Err(WeightsFileError::Legacy { path: path.to_owned() }),
             [.., b'{'] => {
                 let (tensors, metadata) = safetensors(&file, len).map_err(|fault| fault.at(path))?;
+                let format = metadata.get("format").map(String::as_str);
+                if format.is_some_and(|format| format.starts_with(checkpoint::FORMAT_PREFIX)) {
+                    checkpoint::check_format(path, format)?;
+                }
                 let tensors = names::unwrap_all(tensors).map_err(twice)?;
                 let mut sets = state_dicts(tensors);
                 let keys: Vec<String> = sets.keys().cloned().collect();

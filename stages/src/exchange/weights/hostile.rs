@@ -1,11 +1,17 @@
 //! Files that are damaged, or made to do harm: each ends with its error, without a panic and without memory for lengths
 //! that are only stated.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use safetensors::tensor::{Dtype, TensorView};
+use xxhash_rust::xxh3::xxh3_64;
+
 use super::archive::{END, ENTRY, LOCAL};
 use super::*;
+use crate::method::config::Backbone;
+use crate::method::layout::layout;
 
 /// A zip archive, with 64-bit fields everywhere if `wide`.
 fn archive(members: &[(&str, &[u8])], wide: bool) -> Vec<u8> {
@@ -262,4 +268,55 @@ fn tensors_of_another_network_are_all_named() {
     fs::write(&path, moved).unwrap();
     let message = import(&path, &ImportOptions::default()).unwrap_err().to_string();
     assert!(message.contains("pos_embed is not SiT's fixed one"), "{message}");
+}
+
+/// A checkpoint of ours is held to its version and its checksums, of the weights that are taken.
+#[test]
+fn a_checkpoint_of_a_newer_program_or_with_changed_values_is_refused() {
+    let original = read(&golden()).unwrap().weights;
+    let bytes: Vec<u8> = original.flat.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let mut at = 0;
+    let mut views = Vec::new();
+    for spec in layout(&original.model, &original.latent) {
+        let values = &bytes[at..at + 4 * spec.len() as usize];
+        at += values.len();
+        let shape: Vec<usize> = spec.shape.iter().map(|&side| side as usize).collect();
+        for group in ["model", "ema"] {
+            let view = TensorView::new(Dtype::F32, shape.clone(), values).unwrap();
+            views.push((format!("{group}.{}", spec.name), view));
+        }
+    }
+    let file = |format: &str| {
+        let hash = format!("{:016x}", xxh3_64(&bytes));
+        let metadata = [("format", format), ("xxh3.model", &hash), ("xxh3.ema", &hash)];
+        let metadata = metadata.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        safetensors::serialize(views.iter().map(|(name, view)| (name, view)), Some(HashMap::from(metadata))).unwrap()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("w.pt");
+    let import = |bytes: &[u8], which: Which, backbone: Option<Backbone>| {
+        fs::write(&path, bytes).unwrap();
+        let hints = Hints { backbone, heads: Some(3), encoder_depth: Some(1), latent: Some(original.latent.height) };
+        import(&path, &ImportOptions { which, hints, ..ImportOptions::default() })
+    };
+
+    let whole = file("dualpath-checkpoint-1");
+    assert_eq!(import(&whole, Which::Ema, None).unwrap().weights.flat, original.flat);
+    // An embedding that serves twice is no damage.
+    assert!(import(&whole, Which::Ema, Some(Backbone::Ddt)).is_ok());
+    for format in ["dualpath-checkpoint-2", "dualpath-checkpoint-7"] {
+        let error = import(&file(format), Which::Ema, None).unwrap_err();
+        assert!(matches!(error, WeightsFileError::Checkpoint(CheckpointError::Newer { .. })), "{error}");
+        assert!(error.to_string().contains(format) && error.to_string().contains("w.pt"), "{error}");
+    }
+    let error = import(&file("dualpath-checkpoint-x"), Which::Ema, None).unwrap_err().to_string();
+    assert!(error.contains("its format is \"dualpath-checkpoint-x\""), "{error}");
+
+    // `model.` comes behind `ema.` in the file.
+    let mut changed = whole;
+    *changed.last_mut().unwrap() ^= 1;
+    assert_eq!(import(&changed, Which::Ema, None).unwrap().weights.flat, original.flat);
+    let error = import(&changed, Which::Raw, None).unwrap_err();
+    assert!(matches!(error, WeightsFileError::Checkpoint(CheckpointError::Unreadable { .. })), "{error}");
+    assert!(error.to_string().contains("the values of model are not those that were written"), "{error}");
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
+use xxhash_rust::xxh3::Xxh3;
 
 use super::file::WeightsFile;
 use super::sizes::{self, Hints, Sizes};
@@ -13,6 +14,7 @@ use crate::method::config::{LatentShape, ModelConfig};
 use crate::method::layout::layout;
 use crate::method::network::position_embedding;
 use crate::nets::weights::Mismatch;
+use crate::train::checkpoint;
 
 /// Which way time runs in the file.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -62,7 +64,8 @@ const POSITION_TOLERANCE: f64 = 2e-3;
 /// Reads a file of any form as a network of ours: names, shapes and the direction of time.
 ///
 /// # Errors
-/// If it is no such file, or its tensors are not those of a SiT or DDT on SiT blocks.
+/// If it is no such file, or its tensors are not those of a SiT or DDT on SiT blocks; [`WeightsFileError::Checkpoint`] if
+/// it is one of our checkpoints, and of a newer program or damaged.
 pub fn import(path: &Path, options: &ImportOptions) -> Result<Imported, WeightsFileError> {
     network(path, WeightsFile::open(path, options.which)?, options)
 }
@@ -126,8 +129,12 @@ fn network(path: &Path, file: WeightsFile, options: &ImportOptions) -> Result<Im
     };
     let specs = layout(&model, &latent);
     let mut flat = Vec::with_capacity(specs.iter().map(|spec| spec.len() as usize).sum());
+    let mut hash = Xxh3::new();
     for (spec, source) in specs.iter().zip(&taken.sources) {
         let mut values = read(source)?;
+        if !(one_embedder && spec.name.starts_with(SECOND_EMBEDDER)) {
+            hash.update(bytemuck::cast_slice(&values));
+        }
         if taken.with_variance && spec.name.starts_with(OUTPUT) {
             values = without_variance(&values, latent.channels as usize, values.len() / source.shape[0] as usize);
         }
@@ -139,6 +146,7 @@ fn network(path: &Path, file: WeightsFile, options: &ImportOptions) -> Result<Im
         }
         flat.extend(values);
     }
+    checkpoint::check_values(path, &metadata, &key, &hash)?;
     if taken.with_variance {
         notes.push(format!("the last layer predicts {} channels: kept the velocity, {0} / 2", 2 * latent.channels));
     }
@@ -156,6 +164,9 @@ fn network(path: &Path, file: WeightsFile, options: &ImportOptions) -> Result<Im
     let floats = floats.into_keys().collect::<Vec<_>>().join(", ");
     Ok(Imported { weights: NetworkWeights { model, latent, flat }, key, floats, notes })
 }
+
+/// Name of the condition encoder's own patch embedding.
+const SECOND_EMBEDDER: &str = "s_embedder.";
 
 /// Name of the last layer, whose outputs are the velocity.
 const OUTPUT: &str = "final_layer.linear.";
@@ -200,8 +211,8 @@ fn take<'a>(
         if with_variance && spec.name.starts_with(OUTPUT) {
             expected[0] *= 2;
         }
-        let name = match one_embedder && spec.name.starts_with("s_embedder.") {
-            true => spec.name.replace("s_embedder.", "x_embedder."),
+        let name = match one_embedder && spec.name.starts_with(SECOND_EMBEDDER) {
+            true => spec.name.replace(SECOND_EMBEDDER, "x_embedder."),
             false => spec.name.clone(),
         };
         left.remove(name.as_str());

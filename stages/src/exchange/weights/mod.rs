@@ -42,6 +42,7 @@ use std::path::PathBuf;
 
 use crate::method::config::{LatentShape, ModelConfig};
 use crate::nets::weights::Mismatch;
+use crate::train::checkpoint::CheckpointError;
 
 pub use archive::ArchiveError;
 pub use import::{ImportOptions, Imported, Time, import, open};
@@ -159,6 +160,9 @@ pub enum WeightsFileError {
         /// All differences.
         mismatch: Mismatch,
     },
+    /// One of our checkpoints, of a newer program or with other values than were written.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// More than a `.pt` is written for.
     #[error("{path}: more than 4 GiB, which is not written as .pt; name a .safetensors file", path = .path.display())]
     TooLarge {
