@@ -1,10 +1,15 @@
 //! The sizes of a network, from the shapes of its tensors.
 //!
-//! Two sizes leave no trace in any shape: the number of heads, and where the encoder ends. They come from the file
-//! where it is one of ours, else from the user, else from Table 5 of the paper by width and depth.
+//! Some of what a network is leaves no trace in any shape. The number of heads, and where the encoder ends, come from the
+//! file where it is one of ours, else from the user, else from Table 5 of the paper by width and depth. All other keys are
+//! then at their defaults: [`untold`] names those of a network that are not, so that no file without them is written of it.
 
+use serde_json::Value;
+
+use super::stored::{Float, Stored};
 use super::torch::Tensors;
 use crate::method::config::{Backbone, LARGEST, LatentShape, ModelConfig};
+use crate::method::layout::{layout, projector_layer};
 
 /// What the user says about a network.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -58,6 +63,9 @@ pub(super) fn infer(
         }
         _ => {}
     }
+    if let Some(side) = hints.latent.filter(|side| *side < 1) {
+        return Err(format!("--latent {side} must be at least 1"));
+    }
     model.heads = hints.heads.unwrap_or(model.heads);
     model.encoder_depth = hints.encoder_depth.unwrap_or(model.encoder_depth);
     if let Some(side) = hints.latent
@@ -69,6 +77,33 @@ pub(super) fn infer(
         Some(problem) => Err(problem),
         None => Ok(Sizes { model, latent, one_embedder, notes }),
     }
+}
+
+/// The keys, as `model.key = value`, that make another network of these tensors and that [`infer`] does not learn from
+/// them and from the user: what a file of tensors alone would lose. Empty if there are none.
+pub(super) fn untold(model: &ModelConfig, latent: &LatentShape) -> Result<Vec<String>, String> {
+    let tensors = layout(model, latent).into_iter().filter_map(|spec| {
+        let shape = spec.shape.iter().map(|&side| side as u64).collect();
+        Some((spec.name, Stored::contiguous(Some(Float::F32), 0, u64::MAX, shape).ok()?))
+    });
+    let hints = Hints {
+        backbone: None,
+        heads: Some(model.heads),
+        encoder_depth: Some(model.encoder_depth),
+        latent: Some(latent.height),
+    };
+    let told = infer(&tensors.collect(), None, &hints)?.model;
+    // It is for the first weights alone, and a network without a projector has no use for any key of one.
+    let mut own = ModelConfig { projector_gain: told.projector_gain, ..model.clone() };
+    if !own.has_projector() {
+        let ModelConfig { projector_out, projector_layers, projector_bias, .. } = told;
+        own = ModelConfig { projector_out, projector_layers, projector_bias, ..own };
+    }
+    let keys = |model: &ModelConfig| serde_json::to_value(model).map_err(|e| e.to_string());
+    let (own, told) = (keys(&own)?, keys(&told)?);
+    let differs =
+        |(key, value): (&String, &Value)| (told.get(key) != Some(value)).then(|| format!("model.{key} = {value}"));
+    Ok(own.as_object().into_iter().flatten().filter_map(differs).collect())
 }
 
 /// Why these cannot be weights of SiT blocks, if they are those of another known network.
@@ -114,10 +149,16 @@ fn shapes(tensors: &Tensors, hints: &Hints, notes: &mut Vec<String>) -> Result<(
     let mut model = ModelConfig::demo();
     model.backbone = if has("s_embedder.proj.weight") { Backbone::Ddt } else { Backbone::Sit };
     (model.depth, model.hidden, model.patch, model.mlp_ratio) = (depth, hidden, patch, mlp / hidden);
-    (model.projector_hidden, model.projector_out) = match has("projectors.0.0.weight") {
-        true => (matrix("projectors.0.0.weight")?.0, matrix("projectors.0.4.weight")?.0),
-        false => (0, 0),
-    };
+    let projector = |layer: i64| format!("{}.weight", projector_layer(layer));
+    match (0..).take_while(|&layer| has(&projector(layer))).count() as i64 {
+        0 => (model.projector_hidden, model.projector_out) = (0, 0),
+        layers => {
+            (model.projector_hidden, model.projector_out) =
+                (matrix(&projector(0))?.0, matrix(&projector(layers - 1))?.0);
+            model.projector_layers = layers;
+            model.projector_bias = has(&format!("{}.bias", projector_layer(0)));
+        }
+    }
     let table5 = || ["s/2", "b/2", "l/2", "xl/2"].iter().filter_map(|size| ModelConfig::named(model.backbone, size));
     let heads = table5().find(|size| size.hidden == hidden).map(|size| size.heads);
     let encoder = table5().find(|size| (size.hidden, size.depth) == (hidden, depth)).map(|size| size.encoder_depth);
@@ -153,9 +194,7 @@ fn shapes(tensors: &Tensors, hints: &Hints, notes: &mut Vec<String>) -> Result<(
 
 #[cfg(test)]
 mod tests {
-    use super::super::stored::{Float, Stored};
     use super::*;
-    use crate::method::layout::layout;
 
     const LATENT: LatentShape = LatentShape { channels: 4, height: 32, width: 32, classes: 1000 };
 
@@ -192,12 +231,57 @@ mod tests {
         assert_eq!(infer(&all, None, &hints).unwrap().model, model);
         assert!(problem(&Hints { heads: Some(3), ..hints.clone() }).contains("model.heads"));
         assert!(problem(&Hints { backbone: Some(Backbone::Sit), ..hints.clone() }).contains("--backbone sit"));
+        assert!(problem(&Hints { latent: Some(0), ..hints.clone() }).contains("--latent 0 must be at least 1"));
 
         let unplaced = tensors(&model, None);
         let found = infer(&unplaced, None, &hints).unwrap();
         assert!(found.latent.height == 32 && found.notes[0].contains("--latent"), "{:?}", found.notes);
         let found = infer(&unplaced, None, &Hints { latent: Some(16), ..hints }).unwrap();
         assert!(found.latent.height == 16 && found.notes.is_empty());
+    }
+
+    #[test]
+    fn projectors_of_any_depth_are_recognised_with_and_without_biases() {
+        for layers in 2..=8 {
+            for bias in [true, false] {
+                let mut model = ModelConfig::named(Backbone::Ddt, "s/2").unwrap();
+                (model.projector_layers, model.projector_bias) = (layers, bias);
+                (model.projector_hidden, model.projector_out) = (24, 16);
+                let found = infer(&tensors(&model, Some(256)), None, &Hints::default()).unwrap();
+                assert_eq!(found.model, model, "{layers} layers, biases {bias}");
+                assert_eq!(untold(&model, &LATENT).unwrap(), [""; 0]);
+            }
+        }
+    }
+
+    /// Every key, changed alone, is learned from the tensors, given by the user, of no use to trained weights, or named.
+    #[test]
+    fn no_key_of_a_network_is_lost_in_silence() {
+        let usual = ModelConfig::demo();
+        let Value::Object(keys) = serde_json::to_value(&usual).unwrap() else { panic!("a table of keys") };
+        let mut named = Vec::new();
+        for (key, value) in &keys {
+            let other = match value {
+                Value::Bool(value) => (!value).into(),
+                Value::Number(number) if number.is_f64() => 0.25.into(),
+                Value::Number(number) => (2 * number.as_i64().unwrap()).into(),
+                _ => "sit".into(),
+            };
+            let mut changed = keys.clone();
+            changed.insert(key.clone(), other);
+            let model: ModelConfig = serde_json::from_value(Value::Object(changed)).unwrap();
+            let untold = untold(&model, &LATENT).unwrap();
+            let hints =
+                Hints { heads: Some(model.heads), encoder_depth: Some(model.encoder_depth), ..Hints::default() };
+            let told = infer(&tensors(&model, Some((32 / model.patch as u64).pow(2))), None, &hints).unwrap().model;
+            assert_eq!(untold.is_empty(), told == model || key == "projector_gain", "{key}: {untold:?}");
+            named.extend(untold);
+        }
+        for expected in ["model.decoder_label = true", "model.decoder_position = false"] {
+            assert!(named.iter().any(|key| key == expected), "{named:?}");
+        }
+        let without = ModelConfig { projector_hidden: 0, projector_layers: 2, projector_bias: false, ..usual };
+        assert_eq!(untold(&without, &LATENT).unwrap(), [""; 0]);
     }
 
     #[test]

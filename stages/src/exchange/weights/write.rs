@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::archive::{END, ENTRY, LOCAL, LOCAL_LEN};
-use super::{FORMAT, NetworkWeights, POSITION, WeightsFileError};
+use super::{FORMAT, NetworkWeights, POSITION, WeightsFileError, sizes};
 use crate::method::layout::layout;
 use crate::method::network::position_embedding;
 
@@ -31,7 +31,7 @@ pub enum Form {
 /// Writes a network. `source` says in the file where the weights come from.
 ///
 /// # Errors
-/// If the system refuses, or a `.pt` would be larger than 4 GiB.
+/// If the system refuses, or a `.pt` would be larger than 4 GiB, or be read as another network for want of a key.
 pub fn write(weights: &NetworkWeights, form: Form, source: &str, path: &Path) -> Result<(), WeightsFileError> {
     let position = (form != Form::Own).then(|| {
         let grid = weights.latent.height / weights.model.patch;
@@ -54,6 +54,14 @@ pub fn write(weights: &NetworkWeights, form: Form, source: &str, path: &Path) ->
     match form {
         Form::Own | Form::Safetensors => whole(path, |out| safetensors(out, weights, &tensors, source)),
         Form::Torch => {
+            let strange = |reason: String| WeightsFileError::Network { path: path.to_owned(), reason };
+            let untold = sizes::untold(&weights.model, &weights.latent).map_err(strange)?;
+            if !untold.is_empty() {
+                let keys = untold.join(", ");
+                return Err(strange(format!(
+                    "the network has {keys}, which no tensor of a .pt tells; name a .safetensors file, which says it"
+                )));
+            }
             // Pickle, padding and records of thousands of tensors stay far below what is left to them.
             let bytes: u64 = tensors.iter().map(Named::bytes).sum();
             if bytes > u64::from(u32::MAX) - (64 << 20) {
