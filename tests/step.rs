@@ -36,6 +36,9 @@ fn what_cannot_be_timed_is_refused_in_one_sentence() {
     refuse("bench step --devices cpu:2", &[], "names 2 devices; a step is timed on one");
     refuse("bench step --devices cpu --batch 2 --set train.batch=4", &[], "say the same thing");
     refuse("bench step --batch 0 --devices cpu", &[], "train.batch must be at least 1");
+    for part in ["step", "sample"] {
+        refuse(&format!("bench {part} --batch {} --devices cpu", u64::MAX), &[], "is more than any device holds");
+    }
 }
 
 /// jemalloc prints its settings when the program ends: the kernel does not get memory back between two steps.

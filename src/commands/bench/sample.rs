@@ -15,7 +15,7 @@ use stages::method::sampler::{Diffusion, Guidance, Integrator};
 use stages::sample::generate::SampleSettings;
 use stages::sample::trial::Trial;
 
-use super::peak_bytes;
+use super::{MOST_BATCH, peak_bytes};
 use crate::commands::sample::SamplerArg;
 use crate::config;
 use crate::exit::Outcome;
@@ -63,6 +63,9 @@ pub(crate) fn run(args: &BenchSampleArgs) -> Result<Outcome> {
     if args.batches == 0 || args.steps == 0 || args.batch == 0 || args.share_encoder == 0 {
         bail!("--batches, --steps, --batch and --share-encoder are at least 1");
     }
+    if args.batch > MOST_BATCH {
+        bail!("--batch {} is more than any device holds; give at most {MOST_BATCH}", args.batch);
+    }
     let config = config::resolve(Some(&args.preset), None, &args.set)?;
     let [channels, height, width] = Synthetic::IMAGENET.shape.map(|n| n as i64);
     let data = LatentShape { channels, height, width, classes: Synthetic::IMAGENET.classes.into() };
@@ -89,7 +92,7 @@ pub(crate) fn run(args: &BenchSampleArgs) -> Result<Outcome> {
         return Ok(Outcome::Done);
     }
     let _ = trial.sample().map_err(failed)?;
-    let mut times = Vec::with_capacity(args.batches);
+    let mut times = Vec::new();
     for _ in 0..args.batches {
         let began = Instant::now();
         let _ = trial.sample().map_err(failed)?;

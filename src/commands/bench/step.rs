@@ -15,7 +15,7 @@ use stages::method::config::LatentShape;
 use stages::method::cost::ForwardMacs;
 use stages::train::trial::Trial;
 
-use super::peak_bytes;
+use super::{MOST_BATCH, peak_bytes};
 use crate::config;
 use crate::exit::Outcome;
 use crate::show;
@@ -66,6 +66,9 @@ pub(crate) fn run(args: &BenchStepArgs) -> Result<Outcome> {
         None => config.train.batch = 8,
     }
     let batch = config.train.batch;
+    if batch > MOST_BATCH {
+        bail!("a batch of {batch} images is more than any device holds; give at most {MOST_BATCH}");
+    }
     let [channels, height, width] = Synthetic::IMAGENET.shape.map(|n| n as i64);
     let data = LatentShape { channels, height, width, classes: Synthetic::IMAGENET.classes.into() };
     if let Some(problem) = config.problem(&data) {
@@ -94,7 +97,7 @@ pub(crate) fn run(args: &BenchStepArgs) -> Result<Outcome> {
     for _ in 0..args.warmup {
         trial.step()?;
     }
-    let mut times = Vec::with_capacity(args.steps);
+    let mut times = Vec::new();
     for _ in 0..args.steps {
         let began = Instant::now();
         trial.step()?;
