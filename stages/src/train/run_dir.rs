@@ -282,14 +282,16 @@ impl RunDir {
         file.write_all(&line).map_err(at(&path))
     }
 
-    /// All lines of `metrics.jsonl`; a run that has logged nothing has none.
+    /// All lines of `metrics.jsonl`; a run that has logged nothing has none. Half a line at its end, as a process leaves it
+    /// that was killed while it wrote, is none.
     pub fn read_metrics(&self) -> Result<Vec<Metrics>, RunDirError> {
         let path = self.metrics();
         let text = match fs::read_to_string(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             other => other.map_err(at(&path))?,
         };
-        text.lines().map(|line| serde_json::from_str(line).map_err(|e| at(&path)(e.into()))).collect()
+        let whole = text.rfind('\n').map_or(0, |end| end + 1);
+        text[..whole].lines().map(|line| serde_json::from_str(line).map_err(|e| at(&path)(e.into()))).collect()
     }
 }
 
@@ -367,6 +369,25 @@ mod tests {
         run.rewind_metrics(20).unwrap();
         let lines = run.read_metrics().unwrap();
         assert!(lines.len() == 2 && lines[0].velocity_loss.is_nan() && lines[0].skipped == 10);
+    }
+
+    #[test]
+    fn half_a_line_at_the_end_is_left_out_and_a_wrong_one_before_it_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunDir::at(folder.path());
+        let append = |text: &str| {
+            let mut file = OpenOptions::new().create(true).append(true).open(run.metrics()).unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+        };
+        append("{\"step\": 4");
+        assert_eq!(run.read_metrics().unwrap(), []);
+        fs::remove_file(run.metrics()).unwrap();
+        run.append_metrics(&line(10)).unwrap();
+        append("{\"step\": 4");
+        assert_eq!(run.read_metrics().unwrap(), [line(10)]);
+        append("\n");
+        let error = run.read_metrics().unwrap_err().to_string();
+        assert!(error.contains("metrics.jsonl"), "{error}");
     }
 
     #[test]
