@@ -32,6 +32,15 @@ fn a_run_is_probed_on_held_out_data_and_says_what_does_not_fit() {
     assert!((0.0..=1.0).contains(&share) && found["linear_probe_chance"].as_f64() >= Some(1.0 / 3.0), "{found}");
     assert!(found["latent_frechet"]["samples"].as_f64() > found["latent_frechet"]["real_halves"].as_f64(), "{found}");
     assert_eq!(probe("--samples 8 --steps 2"), found, "the same command measures the same");
+    assert_eq!((&found["version"], &found["precision"]), (&env!("CARGO_PKG_VERSION").into(), &"Float".into()));
+    assert_eq!((&found["seed"], &found["fit_dataset"]), (&0.into(), &Value::Null));
+    let config: toml::Table = fs::read_to_string(run.join("config.toml")).unwrap().parse().unwrap();
+    assert_eq!(found["dataset"].as_str(), config["data"]["dataset"].as_str());
+    assert_eq!(found["weights_xxh3"].as_str().map(str::len), Some(16));
+    let fitted = succeed("probe --run {} --data {} --fit {} --samples 0 --seed 3 --json", &[&run, &data, &data]);
+    let fitted: Value = serde_json::from_str(&fitted).unwrap();
+    assert_eq!((&fitted["fit_dataset"], &fitted["seed"]), (&found["dataset"], &3.into()));
+    assert_eq!(fitted["weights_xxh3"], found["weights_xxh3"]);
     let shown = succeed("probe --run {} --data {} --samples 0 --t 0.5", &[&run, &data]);
     assert!(shown.contains("linear probe of the conditions at t = 0.5"), "{shown}");
 
@@ -52,6 +61,8 @@ fn a_run_is_probed_on_held_out_data_and_says_what_does_not_fit() {
     refuse("probe --run {} --data {} --layers 4", &[&run, &data], "--layers 4: the network has the blocks 1 to 3");
 
     refuse("probe --run {} --data {} --t 2", &[&run, &data], "--t 2 must lie in 0..=1");
+    refuse("probe --run {} --data {} --samples 1", &[&run, &data], "--samples 1: a Frechet distance needs 4 to");
+    refuse("probe --run {} --data {} --samples 4 --steps 0", &[&run, &data], "--steps 0 makes no samples");
     refuse("probe --run {} --data {} --count 20", &[&run, &data], "at least 32 are needed");
     refuse("probe --run {} --data {}", &[&data, &data], "holds no run");
 }
@@ -87,6 +98,7 @@ fn recipes_of_papers_are_trained_as_the_flags_say_and_recorded() {
     let softmax = json("", &[&run, &data]);
     assert_eq!(softmax["linear_probe_recipe"], serde_json::json!({ "name": "softmax", "fit": 16, "test": 16 }));
     let line = "probe --run {} --data {} --samples 0";
+    refuse(&format!("{line} --recipe mae --probe-epochs 10"), &[&run, &data], "rises for 10 epochs");
     refuse(&format!("{line} --probe-epochs 3"), &[&run, &data], "--probe-epochs belongs to --recipe mae");
     refuse(&format!("{line} --recipe mae --probe-rate=-1"), &[&run, &data], "--probe-rate -1 must be above 0");
 }
@@ -124,6 +136,8 @@ fn layers_are_compared_with_features_that_were_saved_or_given_by_position() {
     safetensors::serialize_to_file(tensors, None, &other).unwrap();
     let again = json("--layers all --topk 5 --cknna {}", &[&run, &data, &other]);
     assert_eq!(again["layers"], found["layers"]);
+    let hash = |found: &Value| found["cknna"]["xxh3"].as_str().unwrap().to_owned();
+    assert!(hash(&found).len() == 16 && hash(&found) != hash(&again), "rows in another order are other values");
 
     // Without positions a row belongs to the sample of its number, of which there are 36.
     let mut whole = vec![0; 36 * 256];

@@ -71,7 +71,7 @@ pub(crate) struct ProbeArgs {
     /// Draw layers and views as a .svg or .html file
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
-    /// Latents to sample for the Frechet distance; 0 leaves it out
+    /// Latents to sample for the Frechet distance, at least 4; 0 leaves it out
     #[arg(long, value_name = "N", default_value_t = 512)]
     samples: u64,
     /// Euler steps of these samples, which are made without guidance
@@ -104,6 +104,7 @@ pub(crate) fn run(args: &ProbeArgs, runtime: &Runtime) -> Result<Outcome> {
     let kind = parse_precision(&args.precision, device)?;
     asked::check_times(&args.t)?;
     args.recipe.check()?;
+    asked::check_samples(args.samples, args.steps)?;
     if args.views == 1 {
         bail!(
             "--views 1: views of different images are compared too, so two images are needed at least, or 0 for none"
@@ -120,15 +121,19 @@ pub(crate) fn run(args: &ProbeArgs, runtime: &Runtime) -> Result<Outcome> {
     let AlignmentArgs { cknna, cknna_tensor, .. } = &args.alignment;
     let given = cknna.as_deref().map(|path| GivenFeatures::open(path, cknna_tensor.as_deref())).transpose()?;
     let network = weights.network(device, kind);
+    let weights_xxh3 = format!("{:016x}", weights.xxh3());
 
     let stopped = || Ok(Outcome::Interrupted("stopped; nothing was measured".to_owned()));
-    let Some((held_out, samples)) = latents(args, &args.data, &config, device, runtime)? else { return stopped() };
-    let fit = match &args.fit {
+    let Some(HeldOut { latents: held_out, samples, identity }) = latents(args, &args.data, &config, device, runtime)?
+    else {
+        return stopped();
+    };
+    let (fit, fit_dataset) = match &args.fit {
         Some(place) => {
-            let Some((fit, _)) = latents(args, place, &config, device, runtime)? else { return stopped() };
-            Some(fit)
+            let Some(fit) = latents(args, place, &config, device, runtime)? else { return stopped() };
+            (Some(fit.latents), Some(fit.identity))
         }
-        None => None,
+        None => (None, None),
     };
     let split = Split { held_out, fit };
     let held_out = &split.held_out;
@@ -176,12 +181,18 @@ pub(crate) fn run(args: &ProbeArgs, runtime: &Runtime) -> Result<Outcome> {
                 .into(CollectSamples::default())
                 .run(runtime)?;
             let Some(samples) = finished.output.filter(|_| !finished.interrupted) else { return stopped() };
-            let distance = LatentDistance::of(&samples, &held_out.latents);
+            let distance = LatentDistance::of(&samples, &held_out.latents)?;
             Some(LatentFrechet { distance, sampled, steps: args.steps })
         }
     };
     let test = split.test();
     let found = Found {
+        version: env!("CARGO_PKG_VERSION"),
+        weights_xxh3,
+        precision: format!("{kind:?}"),
+        seed: args.seed,
+        dataset: identity,
+        fit_dataset,
         checkpoint: file.display().to_string(),
         step,
         count: held_out.len(),
@@ -193,9 +204,9 @@ pub(crate) fn run(args: &ProbeArgs, runtime: &Runtime) -> Result<Outcome> {
         linear_probe_recipe: RecipeFound::of(args.recipe.name(), recipe.as_ref(), split.fit_len(), test.len()),
         aligned_layer: aligned,
         layers,
-        cknna: given
-            .zip(cknna.as_ref())
-            .map(|(given, path)| CknnaFound::of(path.display().to_string(), given.name, held_out.len(), &settings)),
+        cknna: given.zip(cknna.as_ref()).map(|(given, path)| {
+            CknnaFound::of(path.display().to_string(), given.name, given.xxh3, held_out.len(), &settings)
+        }),
         views,
         latent_frechet,
     };
@@ -210,15 +221,23 @@ pub(crate) fn run(args: &ProbeArgs, runtime: &Runtime) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// Up to --count latents of a dataset with the shape and classes of the run, and how many samples it has; `None` if the run
-/// was stopped.
+/// Latents of a dataset that was not trained on.
+struct HeldOut {
+    latents: Latents,
+    /// How many the dataset has.
+    samples: u64,
+    /// Its hash.
+    identity: String,
+}
+
+/// Up to --count latents of a dataset with the shape and classes of the run; `None` if this command was stopped.
 fn latents(
     args: &ProbeArgs,
     place: &Path,
     config: &RunConfig,
     device: Device,
     runtime: &Runtime,
-) -> Result<Option<(Latents, u64)>> {
+) -> Result<Option<HeldOut>> {
     let dataset = Arc::new(Dataset::open(place, args.reading.io())?);
     let manifest = &dataset.manifest;
     if manifest.classes != config.data.class_names {
@@ -249,5 +268,6 @@ fn latents(
     if found != expected {
         bail!("{} has latents {found:?}, and the run was trained on {expected:?}", place.display());
     }
-    Ok(Some((latents, dataset.len() as u64)))
+    let identity = format!("{:016x}", dataset.hash());
+    Ok(Some(HeldOut { latents, samples: dataset.len() as u64, identity }))
 }

@@ -74,7 +74,7 @@ pub(super) fn run(args: &EvaluateArgs, runtime: &Runtime) -> Result<Outcome> {
     let Some(samples) = features(samples)? else { return stopped() };
     let Some(reference) = features(reference)? else { return stopped() };
     let LatentDistance { samples: distance, real_halves } =
-        LatentDistance::of_features(&samples, &alternating(&reference));
+        LatentDistance::of_features(&samples, &alternating(&reference))?;
     let found = LatentMetrics {
         latent_frechet: distance,
         latent_frechet_of_reference_halves: real_halves,

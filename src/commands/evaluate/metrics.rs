@@ -160,7 +160,7 @@ pub(super) fn run(args: &EvaluateArgs, inception: &Path, runtime: &Runtime) -> R
         DistancesArg::F16 => Arithmetic::Half,
         DistancesArg::F32 => Arithmetic::Single,
     };
-    let found = of(&samples, &reference, distances, network.weights, sampling);
+    let found = of(&samples, &reference, distances, network.weights, sampling)?;
     tell(args, &found, &lines(&found))?;
     Ok(Outcome::Done)
 }
@@ -176,7 +176,13 @@ pub(super) fn tell(args: &EvaluateArgs, found: &impl Serialize, lines: &str) -> 
     Ok(())
 }
 
-fn of(samples: &Measured, reference: &Measured, distances: Arithmetic, weights: u64, sampling: Value) -> Metrics {
+fn of(
+    samples: &Measured,
+    reference: &Measured,
+    distances: Arithmetic,
+    weights: u64,
+    sampling: Value,
+) -> Result<Metrics> {
     let (ours, theirs) = (&samples.statistics, &reference.statistics);
     let stored = reference.stored.as_ref().filter(|stored| stored.has_statistics());
     // A file with statistics is taken at its word, also where it lacks those of sFID: its pictures are others.
@@ -187,9 +193,9 @@ fn of(samples: &Measured, reference: &Measured, distances: Arithmetic, weights: 
     let enough = |statistics: &Statistics| statistics.count > NEIGHBOURS as u64;
     let manifolds =
         (enough(ours) && enough(theirs)).then(|| PrecisionRecall::of(&ours.features, &theirs.features, distances));
-    Metrics {
-        fid: ours.pool.as_ref().zip(pool).map(|(ours, theirs)| ours.distance(theirs)),
-        sfid: ours.spatial.as_ref().zip(spatial).map(|(ours, theirs)| ours.distance(theirs)),
+    Ok(Metrics {
+        fid: ours.pool.as_ref().zip(pool).map(|(ours, theirs)| ours.distance(theirs)).transpose()?,
+        sfid: ours.spatial.as_ref().zip(spatial).map(|(ours, theirs)| ours.distance(theirs)).transpose()?,
         is: ours.score.map(|(score, _)| score),
         precision: manifolds.map(|found| found.precision),
         recall: manifolds.map(|found| found.recall),
@@ -203,7 +209,7 @@ fn of(samples: &Measured, reference: &Measured, distances: Arithmetic, weights: 
         reference: format!("{:016x}", reference.identity),
         sampling,
         version: env!("CARGO_PKG_VERSION"),
-    }
+    })
 }
 
 /// Inception on some devices.

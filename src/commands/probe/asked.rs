@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use stages::probe::cknna::Alignment;
-use stages::probe::recipe::{BATCH, EPOCHS, Recipe};
+use stages::probe::recipe::{BATCH, EPOCHS, Recipe, WARM_UP};
 
 /// `--layers`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +48,20 @@ pub(super) fn check_times(times: &[f64]) -> Result<()> {
     Ok(())
 }
 
+/// Samples for the Frechet distance: each of its two halves, and the samples, need two to have a covariance; and all of them
+/// stay in memory.
+pub(super) fn check_samples(samples: u64, steps: usize) -> Result<()> {
+    const LEAST: u64 = 4;
+    const MOST: u64 = 1_000_000;
+    if samples != 0 && !(LEAST..=MOST).contains(&samples) {
+        bail!("--samples {samples}: a Frechet distance needs {LEAST} to {MOST} samples; 0 leaves it out");
+    }
+    if samples != 0 && steps == 0 {
+        bail!("--steps 0 makes no samples; give at least 1, or --samples 0");
+    }
+    Ok(())
+}
+
 /// How linear probes are trained.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct RecipeArgs {
@@ -86,6 +100,13 @@ impl RecipeArgs {
         }
         if let Some(rate) = self.probe_rate.filter(|rate| !(*rate > 0.0 && rate.is_finite())) {
             bail!("--probe-rate {rate} must be above 0");
+        }
+        if let (RecipeArg::Mae, Some(epochs)) = (self.recipe, self.probe_epochs)
+            && epochs as f64 <= WARM_UP
+        {
+            bail!(
+                "--probe-epochs {epochs}: the rate of --recipe mae rises for {WARM_UP} epochs, so give more than these"
+            );
         }
         Ok(())
     }
@@ -179,5 +200,18 @@ mod tests {
         let error = |args: RecipeArgs| args.check().unwrap_err().to_string();
         assert!(error(asked(RecipeArg::Softmax, None, Some(3), None)).starts_with("--probe-batch belongs to"));
         assert_eq!(error(asked(RecipeArg::Repa, None, None, Some(0.0))), "--probe-rate 0 must be above 0");
+        assert!(error(asked(RecipeArg::Mae, Some(10), None, None)).contains("rises for 10 epochs"));
+        asked(RecipeArg::Mae, Some(11), None, None).check().unwrap();
+        asked(RecipeArg::Repa, Some(1), None, None).check().unwrap();
+    }
+
+    #[test]
+    fn samples_are_none_or_enough_for_a_covariance() {
+        for (samples, steps) in [(0, 0), (4, 1), (50_000, 50)] {
+            check_samples(samples, steps).unwrap();
+        }
+        for (samples, steps) in [(1, 50), (3, 50), (u64::MAX, 50), (4, 0)] {
+            assert!(check_samples(samples, steps).is_err(), "{samples} {steps}");
+        }
     }
 }

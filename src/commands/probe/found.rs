@@ -9,8 +9,20 @@ use stages::probe::views::{GapSimilarity, Similarity, ViewSimilarity};
 
 #[derive(Debug, Serialize)]
 pub(super) struct Found {
+    /// Of this program.
+    pub(super) version: &'static str,
     pub(super) checkpoint: String,
     pub(super) step: u64,
+    /// xxh3 of the averaged weights, f32 in the order of the layout.
+    pub(super) weights_xxh3: String,
+    /// Dtype of the network.
+    pub(super) precision: String,
+    /// Of noise, times and samples.
+    pub(super) seed: u64,
+    /// Identity of the held-out dataset, as its manifest has it.
+    pub(super) dataset: String,
+    /// Of that which classifiers were fitted to; none if that was half of the held-out one.
+    pub(super) fit_dataset: Option<String>,
     /// Held-out latents.
     pub(super) count: i64,
     /// Mean over all t.
@@ -80,6 +92,8 @@ impl RecipeFound {
 pub(super) struct CknnaFound {
     features: String,
     tensor: Option<String>,
+    /// Of the values of that tensor.
+    xxh3: String,
     count: i64,
     topk: i64,
     normalize: bool,
@@ -87,9 +101,10 @@ pub(super) struct CknnaFound {
 }
 
 impl CknnaFound {
-    pub(super) fn of(features: String, tensor: Option<String>, count: i64, settings: &Alignment) -> Self {
-        let Alignment { topk, normalize, outlier_q } = *settings;
-        Self { features, tensor, count, topk, normalize, outlier_q }
+    /// `xxh3` is that of the values of `tensor`, or of a file that has one alone.
+    pub(super) fn of(features: String, tensor: Option<String>, xxh3: u64, count: i64, settings: &Alignment) -> Self {
+        let (Alignment { topk, normalize, outlier_q }, xxh3) = (*settings, format!("{xxh3:016x}"));
+        Self { features, tensor, xxh3, count, topk, normalize, outlier_q }
     }
 }
 

@@ -175,6 +175,12 @@ mod tests {
         let similarity =
             || Similarity { cosine: Vec::new(), other_cosine: Vec::new(), by_gap: (0..10).map(gap).collect() };
         Found {
+            version: "",
+            weights_xxh3: String::new(),
+            precision: "Float".into(),
+            seed: 0,
+            dataset: String::new(),
+            fit_dataset: None,
             checkpoint: "c".into(),
             step: 9,
             count: 64,
@@ -186,7 +192,7 @@ mod tests {
             linear_probe_recipe: RecipeFound::of("mae", None, 32, 32),
             aligned_layer: 2,
             layers: [0.0, 0.25].iter().flat_map(|t| (1..=4).map(|n| layer(*t, n))).collect(),
-            cknna: Some(CknnaFound::of("f.npy".into(), None, 64, &Alignment::default())),
+            cknna: Some(CknnaFound::of("f.npy".into(), None, 0, 64, &Alignment::default())),
             views: Some(ViewSimilarity {
                 count: 64,
                 times: Vec::new(),

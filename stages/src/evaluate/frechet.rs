@@ -4,7 +4,21 @@
 //! over squares, are compared here: it needs no other network, and says whether samples have the data's colours and layout.
 
 use serde::Serialize;
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Device, Kind, TchError, Tensor, no_grad};
+
+/// Why there is no distance.
+#[derive(Debug, thiserror::Error)]
+pub enum FrechetError {
+    /// A feature is infinite or no number, or there was one row alone, which has no covariance.
+    #[error(
+        "means and covariances of the features are not finite, so there is no Frechet distance; look for weights that have \
+         diverged, or give more samples"
+    )]
+    NotFinite,
+    /// libtorch found none.
+    #[error("the eigenvalues of the Frechet distance cannot be computed ({0}); give more samples")]
+    Eigenvalues(TchError),
+}
 
 /// Mean and covariance of features, f64.
 #[derive(Debug)]
@@ -47,13 +61,21 @@ impl Gaussian {
     /// scipy's `sqrtm`, which the ADM evaluator calls, agrees to 1e-9 where there are more samples than features. With fewer, every
     /// way of computing it rounds eigenvalues that should be 0 differently, by up to 1e-5 of the distance; this one then stays
     /// within 1e-6 of `sqrtm`, and it cannot fail on a singular product as that can.
-    pub fn distance(&self, other: &Self) -> f64 {
+    ///
+    /// # Errors
+    /// [`FrechetError`]: the features were not finite, or too few.
+    pub fn distance(&self, other: &Self) -> Result<f64, FrechetError> {
         no_grad(|| {
-            let roots = self.covariance.matmul(&other.covariance).linalg_eigvals().sqrt().real();
+            let product = self.covariance.matmul(&other.covariance);
+            let finite = |tensor: &Tensor| tensor.isfinite().all().int64_value(&[]) == 1;
+            if ![&product, &self.mean, &other.mean].into_iter().all(finite) {
+                return Err(FrechetError::NotFinite);
+            }
+            let roots = product.f_linalg_eigvals().map_err(FrechetError::Eigenvalues)?.sqrt().real();
             let means = (&self.mean - &other.mean).square().sum(Kind::Double);
             let traces = self.covariance.trace() + other.covariance.trace();
             let value = |scalar: Tensor| scalar.double_value(&[]);
-            value(means) + value(traces) - 2.0 * value(roots.sum(Kind::Double))
+            Ok(value(means) + value(traces) - 2.0 * value(roots.sum(Kind::Double)))
         })
     }
 }
@@ -69,19 +91,25 @@ pub struct LatentDistance {
 
 impl LatentDistance {
     /// `samples` and `real` are `[N, C, h, w]` with at least 4 of each, on any device.
-    pub fn of(samples: &Tensor, real: &Tensor) -> Self {
+    ///
+    /// # Errors
+    /// Those of [`Gaussian::distance`].
+    pub fn of(samples: &Tensor, real: &Tensor) -> Result<Self, FrechetError> {
         let features = |latents: &Tensor| pooled_latents(latents).to_device(Device::Cpu);
         Self::of_features(&features(samples), &features(real))
     }
 
     /// The same of latents that are averaged already, `[N, D]`.
-    pub fn of_features(samples: &Tensor, real: &Tensor) -> Self {
+    ///
+    /// # Errors
+    /// Those of [`Gaussian::distance`].
+    pub fn of_features(samples: &Tensor, real: &Tensor) -> Result<Self, FrechetError> {
         let half = real.size()[0] / 2;
         let part = |from: i64, len: i64| Gaussian::of(&real.narrow(0, from, len));
-        Self {
-            samples: Gaussian::of(samples).distance(&part(0, real.size()[0])),
-            real_halves: part(0, half).distance(&part(half, half)),
-        }
+        Ok(Self {
+            samples: Gaussian::of(samples).distance(&part(0, real.size()[0]))?,
+            real_halves: part(0, half).distance(&part(half, half))?,
+        })
     }
 }
 
@@ -112,25 +140,34 @@ mod tests {
     #[test]
     fn a_set_has_no_distance_to_itself() {
         let gaussian = Gaussian::of(&features(50, 1.0, 0.0));
-        assert!(gaussian.distance(&gaussian).abs() < 1e-10);
+        assert!(gaussian.distance(&gaussian).unwrap().abs() < 1e-10);
     }
 
     #[test]
     fn scaled_and_shifted_features_have_the_distance_of_the_formula() {
-        // C and 4 C have the root 2 C between them: tr(C) + 4 tr(C) - 4 tr(C). The means move by 2 + mean.
-        let (a, b) = (features(80, 1.0, 0.0), features(80, 2.0, 2.0));
-        let [one, other] = [&a, &b].map(Gaussian::of);
-        let trace = one.covariance.trace().double_value(&[]);
-        let moved =
-            (a.mean_dim([0i64].as_slice(), false, Kind::Double) + 2.0).square().sum(Kind::Double).double_value(&[]);
-        assert!((one.distance(&other) - (trace + moved)).abs() < 1e-9);
-        assert!((one.distance(&other) - other.distance(&one)).abs() < 1e-9);
+        // C and 4 C have the root 2 C between them: tr(C) + 4 tr(C) - 4 tr(C). The means move by 2 + mean. With 3 samples of 4
+        // features C is singular, and roots of eigenvalues that are 0 but for rounding come in.
+        for (samples, tolerance) in [(80, 1e-9), (3, 1e-6)] {
+            let (a, b) = (features(samples, 1.0, 0.0), features(samples, 2.0, 2.0));
+            let [one, other] = [&a, &b].map(Gaussian::of);
+            let trace = one.covariance.trace().double_value(&[]);
+            let moved =
+                (a.mean_dim([0i64].as_slice(), false, Kind::Double) + 2.0).square().sum(Kind::Double).double_value(&[]);
+            let found = one.distance(&other).unwrap();
+            assert!((found - (trace + moved)).abs() < tolerance, "{samples}: {found}");
+            assert!((found - other.distance(&one).unwrap()).abs() < tolerance, "{samples}");
+        }
     }
 
     #[test]
-    fn fewer_samples_than_features_are_no_trouble() {
-        let few = Gaussian::of(&features(3, 1.0, 0.0));
-        assert!(few.distance(&Gaussian::of(&features(40, 1.0, 0.0))).is_finite());
+    fn one_sample_and_features_that_are_no_numbers_have_no_distance() {
+        let many = Gaussian::of(&features(40, 1.0, 0.0));
+        for wrong in [features(1, 1.0, 0.0), features(9, f64::NAN, 0.0), features(9, f64::INFINITY, 0.0)] {
+            let wrong = Gaussian::of(&wrong);
+            for found in [wrong.distance(&many), many.distance(&wrong)] {
+                assert!(matches!(found, Err(FrechetError::NotFinite)), "{found:?}");
+            }
+        }
     }
 
     #[test]

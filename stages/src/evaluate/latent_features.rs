@@ -93,7 +93,7 @@ mod tests {
     fn pictures_of_one_class_are_nearer_than_those_of_another() {
         let (real, same, other) = (features(0, 0..100), features(0, 100..200), features(5, 0..100));
         assert_eq!(real.size(), [100, 64]);
-        let distance = |samples: &Tensor| LatentDistance::of_features(samples, &real).samples;
+        let distance = |samples: &Tensor| LatentDistance::of_features(samples, &real).unwrap().samples;
         assert!(3.0 * distance(&same) < distance(&other), "{} {}", distance(&same), distance(&other));
         assert!(distance(&real).abs() < 1e-6);
     }

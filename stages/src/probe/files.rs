@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use tch::{Device, Tensor};
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::collect::Latents;
 use super::layers::LayerFeatures;
@@ -54,6 +55,8 @@ pub struct GivenFeatures {
     path: PathBuf,
     /// Of the tensor, as far as it has one.
     pub name: Option<String>,
+    /// xxh3-64 of the values, f32 in their order, little-endian.
+    pub xxh3: u64,
     /// f32 `[N, D]`, finite.
     values: Tensor,
     positions: Option<Vec<i64>>,
@@ -92,7 +95,7 @@ impl GivenFeatures {
             )));
         }
         let values = Tensor::from_slice(&floats).view([rows as i64, width as i64]);
-        Ok(Self { path: path.to_owned(), name, values, positions })
+        Ok(Self { path: path.to_owned(), name, xxh3: xxh3_64(&bytes), values, positions })
     }
 
     /// The rows of the samples at `positions` of a dataset of `samples`: f32 `[positions, D]`, on the CPU.

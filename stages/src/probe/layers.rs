@@ -84,7 +84,8 @@ mod tests {
         for backbone in [Backbone::Ddt, Backbone::Sit] {
             given(backbone, |network, data| {
                 let all = features(network, data, &[1, 2, 3], 0.5, 4, 64).unwrap();
-                assert_eq!(all.iter().map(|f| (f.layer, f.values.size())).collect::<Vec<_>>().len(), 3);
+                let sizes: Vec<_> = all.iter().map(|part| (part.layer, part.values.size())).collect();
+                assert_eq!(sizes, [1, 2, 3].map(|layer| (layer, vec![11, 16])));
                 for part in &all {
                     let alone = features(network, data, &[part.layer], 0.5, 4, 4).unwrap();
                     assert!(near(&alone[0].values, &part.values), "{backbone:?} {}", part.layer);

@@ -26,7 +26,7 @@ pub const BATCH: i64 = 16_384;
 /// Epochs in either paper.
 pub const EPOCHS: i64 = 90;
 /// Epochs in which the rate of MAE's recipe rises from 0.
-const WARM_UP: f64 = 10.0;
+pub const WARM_UP: f64 = 10.0;
 /// Rate of MAE's recipe for each 256 samples of a batch.
 const MAE_RATE: f64 = 0.1;
 /// Rate of REPA's recipe.
