@@ -139,33 +139,47 @@ fn a_full_disk_is_one_clear_error_and_the_checkpoints_before_it_stay() {
 }
 
 #[test]
-fn a_damaged_checkpoint_costs_the_steps_since_the_one_before_it_and_a_newer_one_is_refused() {
+fn a_checkpoint_that_is_damaged_or_newer_costs_the_steps_since_the_one_before_it() {
     let folder = tempfile::tempdir().unwrap();
     let data = data(folder.path());
-    let (whole, training) = (folder.path().join("whole"), folder.path().join("run"));
+    let (whole, begun) = (folder.path().join("whole"), folder.path().join("begun"));
     let line = |steps: u64| format!("{TRAIN} --steps {steps}");
     succeed(&line(15), &[&data, &whole]);
-    succeed(&line(10), &[&data, &training]);
-    let newest = training.join("checkpoints/step-00000010.safetensors");
-    let good = fs::read(&newest).unwrap();
+    succeed(&line(10), &[&data, &begun]);
+    let good = fs::read(begun.join("checkpoints/step-00000010.safetensors")).unwrap();
     let place = good.windows(21).position(|window| window == b"dualpath-checkpoint-1").unwrap();
     let mut newer = good.clone();
     newer[place + 20] = b'2';
-    fs::write(&newest, newer).unwrap();
-    refuse(&line(15), &[&data, &training], "\"dualpath-checkpoint-2\"");
-
-    fs::write(&newest, &good[..good.len() / 2]).unwrap();
-    let samples = folder.path().join("samples");
-    let sampled = run("sample --run {} --out {} --count 1 --steps 2", &[&training, &samples]);
-    assert!(String::from_utf8_lossy(&sampled.stderr).contains("the one of step 5 is used"));
-    let output = run(&line(15), &[&data, &training]);
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success(), "{stderr}");
-    let warnings: Vec<_> = stderr.lines().filter(|line| line.starts_with("warning: ")).collect();
-    assert!(warnings.len() == 1 && warnings[0].contains("step-00000010.safetensors is not"), "{stderr}");
-    assert!(stderr.contains("at step 5"), "{stderr}");
-    assert_eq!(curve(&training), curve(&whole));
-    let mut expected = checkpoints(&whole);
-    expected.insert("step-00000010.safetensors.bad".to_owned(), good[..good.len() / 2].to_vec());
-    assert!(checkpoints(&training) == expected, "{:?}", names(&training));
+    let half = &good[..good.len() / 2];
+    for (bytes, told, aside) in
+        [(half, "step-00000010.safetensors is not", "bad"), (&newer, "\"dualpath-checkpoint-2\"", "newer-1")]
+    {
+        let training = folder.path().join(aside);
+        fs::create_dir_all(training.join("checkpoints")).unwrap();
+        for file in ["config.toml", "metrics.jsonl", "checkpoints/step-00000005.safetensors"] {
+            fs::copy(begun.join(file), training.join(file)).unwrap();
+        }
+        let newest = training.join("checkpoints/step-00000010.safetensors");
+        fs::write(&newest, bytes).unwrap();
+        let sampled = run(
+            "sample --run {} --out {} --count 1 --steps 2",
+            &[&training, &folder.path().join(format!("samples-{aside}"))],
+        );
+        assert!(String::from_utf8_lossy(&sampled.stderr).contains("the one of step 5 is used"));
+        assert_eq!(fs::read(&newest).unwrap(), bytes, "{aside}");
+        let output = run(&line(15), &[&data, &training]);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{stderr}");
+        let warnings: Vec<_> = stderr.lines().filter(|line| line.starts_with("warning: ")).collect();
+        assert!(warnings.len() == 1 && warnings[0].contains(told), "{stderr}");
+        assert!(warnings[0].contains(&format!(".{aside}")) && stderr.contains("at step 5"), "{stderr}");
+        assert_eq!(curve(&training), curve(&whole));
+        let mut expected = checkpoints(&whole);
+        expected.insert(format!("step-00000010.safetensors.{aside}"), bytes.to_vec());
+        assert!(checkpoints(&training) == expected, "{:?}", names(&training));
+    }
+    // One of a newer version alone is refused.
+    fs::remove_file(begun.join("checkpoints/step-00000005.safetensors")).unwrap();
+    fs::write(begun.join("checkpoints/step-00000010.safetensors"), newer).unwrap();
+    refuse(&line(15), &[&data, &begun], "\"dualpath-checkpoint-2\"");
 }
