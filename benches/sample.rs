@@ -1,9 +1,11 @@
 //! Sampling against PyTorch's, in turns: ours, eager, torch.compile, ours, ..
 //!
 //!     cargo bench --bench sample -- PYTHON [--rounds R] [--batch 8] [--preset dupa-s/2] [--steps 10] [--precision f32]
+//!                                   [--device cuda:0]
 //!
 //! PYTHON has the packages of `benches/peers/requirements-step.txt`. First both sample from the same weights and noise by the
-//! ODE, and must agree within 1e-4 (bf16: 5e-2); then the SDE is timed. Prints a table in Markdown, of medians over the rounds.
+//! ODE, and must agree within 1e-4 (bf16: 5e-2); then the SDE is timed, on the CPU or on the GPU that `--device` names. Prints a
+//! table in Markdown, of medians over the rounds; memory is that of the host.
 
 use std::path::Path;
 use std::process::Command;
@@ -34,17 +36,19 @@ fn main() {
     let [preset, batch, steps, precision] =
         [("--preset", "dupa-s/2"), ("--batch", "8"), ("--steps", "10"), ("--precision", "f32")]
             .map(|(flag, default)| value(flag, default));
+    let device = value("--device", "cpu");
     let folder = tempfile::tempdir().expect("the system's temporary folder can be written");
     let record = folder.path().join("samples.safetensors");
     let common = ["--preset", &preset, "--batch", &batch, "--steps", &steps, "--precision", &precision];
 
     let pipeline = |words: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pipeline"));
-        answer(command.args(["bench", "sample", "--devices", "cpu"]).args(common).args(words))
+        answer(command.args(["bench", "sample", "--devices", &device]).args(common).args(words))
     };
     let peer = |mode: &str, words: &[&str]| {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/sample_torch.py");
-        answer(Command::new(python).arg(script).arg(&record).args(["--mode", mode]).args(common).args(words))
+        let device = ["--mode", mode, "--device", &device];
+        answer(Command::new(python).arg(script).arg(&record).args(device).args(common).args(words))
     };
 
     pipeline(&["--sampler", "ode", "--record", &record.to_string_lossy()]);

@@ -1,13 +1,16 @@
 """The samplers in PyTorch, over the network of step_torch.py: state in f64, the time grids of REPA, no guidance.
 
     python sample_torch.py RECORD --preset dupa-s/2 [--mode eager|compile] [--precision f32|bf16] [--sampler sde|ode]
-                           [--batch 8] [--steps 10] [--batches 3] [--threads N] [--check]
+                           [--device cpu|cuda:0] [--batch 8] [--steps 10] [--batches 3] [--threads N] [--check]
 
 RECORD is what `pipeline bench sample --record` wrote: weights, noise, labels, and the latents that ours made of them by the ODE.
 With --check they are sampled again and compared, and that is all. Prints one JSON object:
 
     error                                            relative distance of the latents to the record's
     images_per_s, seconds_a_batch {median, least, most}, peak_bytes, threads
+    device_peak_bytes                                on a GPU, the most that PyTorch's allocator had given away
+
+A batch is timed from its noise to latents on the host, as in ours.
 
 Needs requirements-step.txt; --mode compile also a C++ compiler.
 """
@@ -25,7 +28,7 @@ LAST = 0.04
 
 
 def ode(field, x, steps):
-    grid = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    grid = torch.linspace(1, 0, steps + 1, dtype=torch.float64, device=x.device)
     for t, following in zip(grid[:-1], grid[1:]):
         x = x + (following - t) * field(x, t)
     return x
@@ -37,7 +40,7 @@ def sde(field, x, steps):
     def drift(x, t):
         return (2 - t) * field(x, t) + x
 
-    grid = torch.linspace(1, LAST, steps, dtype=torch.float64)
+    grid = torch.linspace(1, LAST, steps, dtype=torch.float64, device=x.device)
     for t, following in zip(grid[:-1], grid[1:]):
         dt = following - t
         x = x + drift(x, t) * dt + torch.randn_like(x) * (2 * t * -dt).sqrt()
@@ -51,6 +54,7 @@ def main():
     parser.add_argument("--mode", choices=["eager", "compile"], default="eager")
     parser.add_argument("--precision", choices=["f32", "bf16"], default="f32")
     parser.add_argument("--sampler", choices=["sde", "ode"], default="sde")
+    parser.add_argument("--device", type=torch.device, default="cpu")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--batches", type=int, default=3)
@@ -67,8 +71,9 @@ def main():
     network.load_state_dict({k.removeprefix("model."): v for k, v in record.items() if k.startswith("model.")}, strict=False)
     # What is aligned in training is not needed here, as in ours.
     network.projectors[0] = torch.nn.Identity()
+    network.to(options.device)
     forward = torch.compile(network) if options.mode == "compile" else network
-    autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=options.precision == "bf16")
+    autocast = torch.autocast(options.device.type, dtype=torch.bfloat16, enabled=options.precision == "bf16")
 
     def sampled(noise, labels, sampler):
         def field(x, t):
@@ -76,20 +81,20 @@ def main():
                 return forward(x.float(), t.float().expand(len(x)), labels)[0].double()
 
         with torch.no_grad():
-            return sampler(field, noise, options.steps).float()
+            return sampler(field, noise, options.steps).float().cpu()
 
     answer = {"mode": options.mode, "precision": options.precision, "threads": torch.get_num_threads()}
     if options.check:
-        found = sampled(record["noise"], record["labels"], ode)
+        found = sampled(record["noise"].to(options.device), record["labels"].to(options.device), ode)
         answer["error"] = float((found - record["latents"]).norm() / record["latents"].norm())
         print(json.dumps(answer))
         return
-    labels = torch.arange(options.batch) % 1000
+    labels = torch.arange(options.batch, device=options.device) % 1000
     del record
     times = []
     for _ in range(options.batches + 1):
         begun = time.perf_counter()
-        noise = torch.randn(options.batch, 4, 32, 32, dtype=torch.float64)
+        noise = torch.randn(options.batch, 4, 32, 32, dtype=torch.float64, device=options.device)
         sampled(noise, labels, {"sde": sde, "ode": ode}[options.sampler])
         times.append(time.perf_counter() - begun)
     times = sorted(times[1:])
@@ -99,6 +104,8 @@ def main():
         "seconds_a_batch": {"median": median, "least": times[0], "most": times[-1]},
         "peak_bytes": peak_bytes(),
     }
+    if options.device.type == "cuda":
+        answer["device_peak_bytes"] = torch.cuda.max_memory_allocated(options.device)
     print(json.dumps(answer))
 
 

@@ -1,7 +1,7 @@
 """The DUPA training step in PyTorch: K noisy views, decoupled transformer, cosine between projected conditions.
 
-    python step_torch.py RECORD --preset dupa-s/2 [--mode eager|compile] [--precision f32|bf16] [--batch 8] [--steps 10]
-                         [--warmup 2] [--threads N] [--check]
+    python step_torch.py RECORD --preset dupa-s/2 [--mode eager|compile] [--precision f32|bf16] [--device cpu|cuda:0]
+                         [--batch 8] [--steps 10] [--warmup 2] [--threads N] [--check]
 
 Plain modules, `scaled_dot_product_attention`, fused AdamW, foreach clipping and average; bf16 by autocast over f32 weights.
 RECORD is what `pipeline bench step --record` wrote: weights, a batch, its draws, and what ours made of them. The losses and
@@ -11,6 +11,9 @@ the norm of the gradients are computed from it first; with --check, that is all.
     error                                            the largest relative difference of the three to the record's
     images_per_s, ms_per_step {median, p10, p90}     of whole steps with fresh draws
     start_bytes, peak_bytes                          largest resident set before the network was made, and in all
+    device_peak_bytes                                on a GPU, the most that PyTorch's allocator had given away
+
+Every step is waited for, as in ours.
 
 Needs requirements-step.txt; --mode compile also a C++ compiler.
 """
@@ -171,6 +174,7 @@ def main():
     parser.add_argument("--preset", default="dupa-s/2")
     parser.add_argument("--mode", choices=["eager", "compile"], default="eager")
     parser.add_argument("--precision", choices=["f32", "bf16"], default="f32")
+    parser.add_argument("--device", type=torch.device, default="cpu")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--warmup", type=int, default=2)
@@ -188,13 +192,14 @@ def main():
     if method != "dupa":
         raise SystemExit(f"--preset {options.preset}: this peer knows dupa-s/2 and its other sizes")
     letter, patch = size.split("/")
-    network = Dupa(letter, int(patch))
+    device = options.device
+    network = Dupa(letter, int(patch)).to(device)
     weights = {name.removeprefix("model."): value for name, value in record.items() if name.startswith("model.")}
     network.load_state_dict(weights)
     average = [p.detach().clone() for p in network.parameters()]
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.9, 0.999), weight_decay=0.0, fused=True)
     compute = torch.compile(losses) if options.mode == "compile" else losses
-    autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=options.precision == "bf16")
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=options.precision == "bf16")
 
     def backward(latents, t, noise, labels):
         optimiser.zero_grad(set_to_none=True)
@@ -205,7 +210,7 @@ def main():
         norm = nn.utils.clip_grad_norm_(network.parameters(), CLIP, foreach=True)
         return velocity_loss.detach(), alignment_loss.detach(), norm
 
-    recorded = [record[key] for key in ("latents", "t", "noise", "view_labels")]
+    recorded = [record[key].to(device) for key in ("latents", "t", "noise", "view_labels")]
     figures = dict(zip(("velocity_loss", "alignment_loss", "gradient_norm"), map(float, backward(*recorded))))
     error = max(abs(value / float(record[key]) - 1) for key, value in figures.items())
     answer = figures | {"mode": options.mode, "precision": options.precision, "error": error}
@@ -215,21 +220,23 @@ def main():
         print(json.dumps(answer))
         return
 
-    mean = torch.randn(options.batch, 4, 32, 32)
-    labels = torch.arange(options.batch) % 1000
+    mean = torch.randn(options.batch, 4, 32, 32, device=device)
+    labels = torch.arange(options.batch, device=device) % 1000
 
     def step():
         latents = mean + POSTERIOR * torch.randn_like(mean)
-        t, noise = torch.rand(2, options.batch), torch.randn(2, *mean.shape)
-        view_labels = torch.where(torch.rand(2, options.batch) < LABEL_DROP, 1000, labels)
+        t, noise = torch.rand(2, options.batch, device=device), torch.randn(2, *mean.shape, device=device)
+        view_labels = torch.where(torch.rand(2, options.batch, device=device) < LABEL_DROP, 1000, labels)
         backward(latents, t, noise, view_labels)
         optimiser.step()
         torch._foreach_lerp_(average, [p.detach() for p in network.parameters()], 1 - EMA_DECAY)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
 
     for _ in range(options.warmup):
         step()
     if options.profile:
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        with torch.profiler.profile() as profiler:
             step()
             step()
         print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=40, max_name_column_width=60))
@@ -252,6 +259,8 @@ def main():
         "start_bytes": start,
         "peak_bytes": peak_bytes(),
     }
+    if device.type == "cuda":
+        answer["device_peak_bytes"] = torch.cuda.max_memory_allocated(device)
     print(json.dumps(answer))
 
 
