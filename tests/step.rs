@@ -18,6 +18,11 @@ fn a_step_is_timed_and_recorded() {
     assert_eq!(number("/reads_per_step"), 1.0, "{found}");
     let rate = number("/flops_per_image") * number("/images_per_s") / 1e9;
     assert!((number("/gflops_per_s") / rate - 1.0).abs() < 1e-9, "{found}");
+    assert!(found["mfu"].is_null(), "{found}");
+    let found = succeed(&format!("bench step {SMALL} --steps 1 --warmup 0 --peak-tflops 0.5 --json"), &[]);
+    let found: Value = serde_json::from_str(&found).unwrap();
+    let number = |key: &str| found[key].as_f64().unwrap();
+    assert!((number("mfu") * 500.0 / number("gflops_per_s") - 1.0).abs() < 1e-9, "{found}");
 
     let folder = tempfile::tempdir().unwrap();
     let record = folder.path().join("record.safetensors");
@@ -35,6 +40,7 @@ fn what_cannot_be_timed_is_refused_in_one_sentence() {
     refuse(&format!("bench step {SMALL} --steps 0"), &[], "--steps 0 measures nothing");
     refuse("bench step --devices cpu:2", &[], "names 2 devices; a step is timed on one");
     refuse("bench step --devices cpu --batch 2 --set train.batch=4", &[], "say the same thing");
+    refuse(&format!("bench step {SMALL} --peak-tflops 0"), &[], "--peak-tflops 0 must be above 0");
     refuse("bench step --batch 0 --devices cpu", &[], "train.batch must be at least 1");
     for part in ["step", "sample"] {
         refuse(&format!("bench {part} --batch {} --devices cpu", u64::MAX), &[], "is more than any device holds");

@@ -1,4 +1,4 @@
-//! `pipeline report`: runs and evaluations side by side.
+//! `pipeline report`: runs and evaluations side by side; and the page that a run leaves in its directory.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,15 +8,18 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::Value;
 use stages::method::layout::parameter_count;
+use stages::train::grids;
 use stages::train::run_dir::{Metrics, RunDir};
 
 use crate::config::RunConfig;
 use crate::exit::Outcome;
 use crate::report::chart::{end_of, window};
 use crate::report::comparison::{Entry, Line, Part, differing, letter, page};
+use crate::report::training::{StepGrid, Training};
 use crate::show;
 
-/// Put runs and evaluations side by side: tables of what they came to and of the settings in which they differ, and curves.
+/// Put runs and evaluations side by side: tables of what they came to and of the settings in which they differ, curves, and of
+/// each run its sample grids.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ReportArgs {
     /// Run directories of `pipeline train`, and JSON files of `pipeline evaluate --record`
@@ -52,8 +55,9 @@ const MUST_AGREE: [&str; 7] =
 pub(crate) fn run(args: &ReportArgs) -> Result<Outcome> {
     let (runs, records): (Vec<_>, Vec<_>) = args.paths.iter().partition(|path| path.is_dir());
     let mut parts = Vec::new();
-    if !runs.is_empty() {
-        parts.push(of_runs(&runs)?);
+    let read = runs.iter().map(|path| Run::read(path)).collect::<Result<Vec<_>>>()?;
+    if !read.is_empty() {
+        parts.push(of_runs(&read)?);
     }
     if !records.is_empty() {
         parts.push(of_records(&records, args.by.as_deref())?);
@@ -70,21 +74,68 @@ pub(crate) fn run(args: &ReportArgs) -> Result<Outcome> {
             "{}, side by side, with the settings in which they differ. Letters stand for the rows of a table.",
             counts.into_iter().flatten().collect::<Vec<_>>().join(" and ")
         );
-        let page = page("Comparison", &lead, &parts)?;
+        let named = |(index, run): (usize, &Run)| {
+            run.training((read.len() > 1).then(|| format!("{}, {}", letter(index), run.name)))
+        };
+        let page = page("Comparison", &lead, &parts, &read.iter().enumerate().map(named).collect::<Result<Vec<_>>>()?)?;
         fs::write(out, page).with_context(|| format!("cannot write {}", out.display()))?;
         show::say(&format!("wrote {}", out.display()));
     }
     Ok(Outcome::Done)
 }
 
-fn of_runs(paths: &[&PathBuf]) -> Result<Part> {
+/// Writes `RUN/report.html`, whole or not at all: curves and sample grids of one run.
+pub(crate) fn write_page(run: &Path) -> Result<PathBuf> {
+    let read = Run::read(run)?;
+    let lead = "What this run logged, and what its averaged weights drew on the way; its settings are in config.toml beside this \
+                page, which is written anew whenever the run ends or is stopped.";
+    let text =
+        page(&format!("Run {}", read.name), lead, &[of_runs(std::slice::from_ref(&read))?], &[read.training(None)?])?;
+    let path = RunDir::at(run).report();
+    let temporary = path.with_extension("tmp");
+    let written = fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, &path));
+    written.with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
+}
+
+/// The sample grids that training left behind, or some of them, evenly spread, where there are many.
+pub(crate) fn grids(run: &RunDir) -> Result<Vec<StepGrid>> {
+    const MOST: usize = 8;
+    let all = grids::list(&run.samples()).context("cannot list the sample grids of the run")?;
+    let shown = all.len().min(MOST);
+    // The last one is always among them.
+    let chosen = (1..=shown).map(|n| &all[n * all.len() / shown - 1]);
+    let read = |(step, path): &(u64, PathBuf)| {
+        let png = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        Ok(StepGrid { step: *step, png })
+    };
+    chosen.map(read).collect()
+}
+
+/// What a run directory holds.
+struct Run {
+    dir: RunDir,
+    name: String,
+    config: RunConfig,
+    metrics: Vec<Metrics>,
+}
+
+impl Run {
+    fn read(path: &Path) -> Result<Self> {
+        let dir = RunDir::at(path);
+        let text = dir.config()?.with_context(|| format!("{} holds no run (it has no config.toml)", path.display()))?;
+        let (config, metrics) = (RunConfig::parse(&text, path)?, dir.read_metrics()?);
+        Ok(Self { dir, name: name(path), config, metrics })
+    }
+
+    fn training(&self, name: Option<String>) -> Result<Training> {
+        Ok(Training::of(name, &self.metrics, &grids(&self.dir)?))
+    }
+}
+
+fn of_runs(runs: &[Run]) -> Result<Part> {
     let mut entries = Vec::new();
-    let mut all_metrics = Vec::new();
-    for path in paths {
-        let run = RunDir::at(path);
-        let text = run.config()?.with_context(|| format!("{} holds no run (it has no config.toml)", path.display()))?;
-        let config = RunConfig::parse(&text, path)?;
-        let metrics = run.read_metrics()?;
+    for Run { name, config, metrics, .. } in runs {
         let end = |of: fn(&Metrics) -> f64| end_of(&metrics.iter().map(of).collect::<Vec<_>>()).unwrap_or(f64::NAN);
         let last = |of: fn(&Metrics) -> u64| metrics.last().map_or(f64::NAN, |line| of(line) as f64);
         let figures = vec![
@@ -95,22 +146,26 @@ fn of_runs(paths: &[&PathBuf]) -> Result<Part> {
             ("view cosine", end(view_cosine)),
             ("images/s", end(|line| line.images_per_s)),
         ];
-        entries.push(Entry { name: name(path), figures, settings: flat(&serde_json::to_value(&config)?) });
-        all_metrics.push(metrics);
+        entries.push(Entry { name: name.clone(), figures, settings: flat(&serde_json::to_value(config)?) });
     }
-    let records = all_metrics.iter().map(Vec::len).max().unwrap_or_default();
+    let records = runs.iter().map(|run| run.metrics.len()).max().unwrap_or_default();
     let mean = match window(records) {
         1 => String::new(),
         n => format!(" Losses, cosine and speed are means over the last {n} records or fewer."),
     };
     let mut part = Part::new("Runs", &entries, vec![format!("Velocity loss: Eq. 7, on training images.{mean}")]);
+    if runs.len() == 1 {
+        // It is drawn by itself.
+        return Ok(part);
+    }
     let velocity: fn(&Metrics) -> f64 = |line| line.velocity_loss;
     for (title, of) in [("Velocity loss", velocity), ("Cosine of the projected views", view_cosine)] {
-        let line = |(index, metrics): (usize, &Vec<Metrics>)| {
-            let points = metrics.iter().map(|line| (line.step as f64, of(line))).filter(|point| point.1.is_finite());
+        let line = |(index, run): (usize, &Run)| {
+            let points =
+                run.metrics.iter().map(|line| (line.step as f64, of(line))).filter(|point| point.1.is_finite());
             Line { name: letter(index), points: points.collect() }
         };
-        let lines: Vec<_> = all_metrics.iter().enumerate().map(line).filter(|line| !line.points.is_empty()).collect();
+        let lines: Vec<_> = runs.iter().enumerate().map(line).filter(|line| !line.points.is_empty()).collect();
         if !lines.is_empty() {
             part.chart(title, "step", window(records), &lines);
         }

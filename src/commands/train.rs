@@ -27,6 +27,7 @@ use stages::world::meeting::Meeting;
 
 use crate::commands::launching::LaunchArgs;
 use crate::commands::reading::ReadingArgs;
+use crate::commands::report;
 use crate::commands::sample::autoencoder_of_data;
 use crate::config::{self, DataConfig, RunConfig};
 use crate::exit::{Ended, Outcome};
@@ -260,6 +261,11 @@ fn train(args: &TrainArgs, devices: &[Device], meeting: Option<&Meeting>, runtim
 
     if leads {
         show::say(&show::report_lines(&finished.report));
+        // An aside, like the grids in it: the run is whole without.
+        match report::write_page(&args.run) {
+            Ok(page) => show::say(&format!("curves and sample grids are in {}", page.display())),
+            Err(e) => show::say(&format!("warning: the page of the run could not be written: {e:#}")),
+        }
     }
     Ok(Ended { outcome: outcome(&finished.output, &args.run, steps, leads), report: Some(finished.report) })
 }

@@ -1,5 +1,5 @@
 //! Several things of one kind side by side, runs or evaluations: a table of what they came to and of the settings in which they
-//! differ, and curves. As a page of HTML that loads nothing, and its tables as Markdown.
+//! differ, and curves. As a page of HTML that loads nothing, on which each run follows by itself, and its tables as Markdown.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -9,6 +9,7 @@ use askama::Template;
 use serde_json::Value;
 
 use super::chart::{Base, Chart, Series, number};
+use super::training::Training;
 
 /// Lines that a chart can tell apart.
 const MOST_LINES: usize = 8;
@@ -47,6 +48,7 @@ struct Page<'a> {
     title: &'a str,
     lead: &'a str,
     parts: &'a [Part],
+    runs: &'a [Training],
 }
 
 /// A letter, or two behind Z: short names of entries, for the legends of charts.
@@ -117,8 +119,8 @@ impl Part {
 }
 
 /// The page.
-pub(crate) fn page(title: &str, lead: &str, parts: &[Part]) -> Result<String> {
-    Page { title, lead, parts }.render().context("the page of the comparison cannot be filled in")
+pub(crate) fn page(title: &str, lead: &str, parts: &[Part], runs: &[Training]) -> Result<String> {
+    Page { title, lead, parts, runs }.render().context("the page of the comparison cannot be filled in")
 }
 
 /// The value at `x` on the straight line between its neighbours, so that lines whose records lie elsewhere have no gaps; not a
@@ -185,7 +187,7 @@ mod tests {
         let entries = [entry("<one>", 1.0, json!({}))];
         let mut part = Part::new("Evaluations", &entries, Vec::new());
         part.chart("FID", "cfg", 1, &[Line { name: "A".to_owned(), points: vec![(1.5, 3.0), (1.6, 2.0)] }]);
-        let page = page("Title", "Lead.", &[part]).unwrap();
+        let page = page("Title", "Lead.", &[part], &[]).unwrap();
         assert!(page.contains("&#60;one&#62;") && page.contains("<svg class=\"chart\""), "{page}");
         assert!(!page.contains("<script") && !page.contains("http"));
     }

@@ -3,11 +3,13 @@
 //! It loads nothing (images are data URIs, charts inline SVG, no script, no font), so it can be mailed, archived and
 //! printed. The same [`Page`] gives the same bytes: no clock and no host is in it. Templates (`*.html`, `*.svg`,
 //! `page.css`) are compiled in by askama, which escapes every text. What the page says is gathered by its caller;
-//! reading runs and images from disk is not here. [`comparison`] is another page, of several runs.
+//! reading runs and images from disk is not here. [`comparison`] is another page, of runs side by side or of one; both show with
+//! [`training`] what a run did.
 
 pub(crate) mod chart;
 pub(crate) mod comparison;
 mod flow;
+pub(crate) mod training;
 
 use anyhow::{Context, Result};
 use askama::Template;
@@ -15,13 +17,12 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder, RgbImage};
-use stages::load::waits::WaitFigures;
-use stages::train::run_dir::{FeatureMetrics, Metrics};
+use stages::train::run_dir::Metrics;
 
-use crate::show::{duration, span};
-use chart::{Base, Chart, Series};
+use crate::show::duration;
 use flow::Drawing;
 pub(crate) use flow::{FlowRecord, Shares};
+use training::{StepGrid, Training};
 
 /// More samples than this in a row of the grid continue below.
 const COLUMNS: usize = 10;
@@ -89,13 +90,6 @@ pub(crate) struct Reconstruction {
     pub(crate) decoded: RgbImage,
 }
 
-/// The sample grid of one step of training.
-#[derive(Debug)]
-pub(crate) struct StepGrid {
-    pub(crate) step: u64,
-    pub(crate) picture: RgbImage,
-}
-
 /// A line of the table of judgement.
 #[derive(Debug)]
 pub(crate) struct Verdict {
@@ -132,18 +126,12 @@ impl Page<'_> {
                 decoded: png_uri(decoded).with_context(|| format!("a reconstruction of class {class}"))?,
             })
         });
-        let grids = self.grids.iter().map(|StepGrid { step, picture }| {
-            let picture = png_uri(picture).with_context(|| format!("the sample grid of step {step}"))?;
-            Ok(ShownGrid { step: grouped(*step), picture })
-        });
         let document = Document {
             page: self,
             columns: self.samples.iter().map(|row| row.images.len()).max().unwrap_or(1).clamp(1, COLUMNS),
             samples: samples.collect::<Result<_>>()?,
             reconstructions: reconstructions.collect::<Result<_>>()?,
-            grids: grids.collect::<Result<_>>()?,
-            plots: plots(self.metrics),
-            window: chart::window(self.metrics.len()),
+            training: Training::of(None, self.metrics, &self.grids),
             flows: self.parts.iter().filter_map(drawn_flow).collect(),
             times: times(&self.parts),
             total: duration(self.parts.iter().map(|part| part.seconds).sum()),
@@ -160,10 +148,7 @@ struct Document<'a> {
     columns: usize,
     samples: Vec<ImageRow<'a>>,
     reconstructions: Vec<ImagePair<'a>>,
-    grids: Vec<ShownGrid>,
-    plots: Vec<Plot>,
-    /// Records that one point of a strong line is the mean of.
-    window: usize,
+    training: Training,
     flows: Vec<DrawnFlow<'a>>,
     times: Vec<Time<'a>>,
     total: String,
@@ -180,20 +165,6 @@ struct ImagePair<'a> {
     class: &'a str,
     original: String,
     decoded: String,
-}
-
-#[derive(Debug)]
-struct ShownGrid {
-    step: String,
-    picture: String,
-}
-
-/// A chart and the sentences below it.
-#[derive(Debug)]
-struct Plot {
-    chart: Chart,
-    title: String,
-    caption: String,
 }
 
 #[derive(Debug)]
@@ -226,135 +197,6 @@ fn png_uri(image: &RgbImage) -> Result<String> {
         ExtendedColorType::Rgb8,
     )?;
     Ok(format!("data:image/png;base64,{}", STANDARD.encode(png)))
-}
-
-fn plots(metrics: &[Metrics]) -> Vec<Plot> {
-    if metrics.is_empty() {
-        return Vec::new();
-    }
-    let steps: Vec<_> = metrics.iter().map(|record| record.step).collect();
-    let values = |of: fn(&Metrics) -> f64| metrics.iter().map(of).collect::<Vec<_>>();
-    let velocity = values(|record| record.velocity_loss);
-    let features = |of: fn(&FeatureMetrics) -> f64| -> Vec<f64> {
-        metrics.iter().map(|record| record.features.as_ref().map_or(f64::NAN, of)).collect()
-    };
-    let before = features(|features| features.condition.cosine);
-    let after = features(|features| features.projected.cosine);
-    let others = features(|features| features.projected.other_cosine);
-    let ranks = [features(|features| features.condition.rank), features(|features| features.projected.rank)];
-    let has_views = metrics.iter().any(|record| record.features.is_some());
-    let rate = values(|record| record.images_per_s);
-    let wait = values(|record| 100.0 * record.data_wait);
-    let waits = RunWaits::of(metrics);
-    let wait_title = match waits {
-        Some(RunWaits { figures, .. }) => format!("Wait for data: p99 {}", span(figures.p99_ms / 1e3)),
-        None => "Wait for data".to_owned(),
-    };
-    let captions = [
-        format!("Velocity loss (Eq. 7): {}. Lower is better.", course(&velocity)),
-        format!(
-            "Cosine between the encodings of two noisy views of one image: {} before the projector, {} after it, where \
-             the alignment loss (Eq. 6) acts; between views of different images it is {} there.{}",
-            course(&before),
-            course(&after),
-            course(&others),
-            match (chart::end_of(&after), chart::end_of(&others)) {
-                (Some(end), Some(others)) if end - others < 0.01 => {
-                    " They do not differ: the projected features no longer tell images apart, and this loss asks nothing \
-                     more of the encoder."
-                }
-                _ => "",
-            }
-        ),
-        format!(
-            "Effective number of directions in which the features of a batch vary: {} before the projector, {} after it. \
-             At 1 they are collapsed.",
-            course(&ranks[0]),
-            course(&ranks[1])
-        ),
-        format!("Images trained a second, views not counted; in the mean {}.", mean_of(&rate)),
-        format!(
-            "Share of the time in which the trainer waited for data, in percent; in the mean {}.{}",
-            mean_of(&wait),
-            waits.map(|waits| waits.caption()).unwrap_or_default()
-        ),
-    ];
-    let series = |name, values| Series { name, values };
-    let drawn = [
-        ("Velocity loss", Base::Data, vec![series("velocity loss", velocity)]),
-        (
-            "Alignment",
-            Base::Data,
-            vec![
-                series("after the projector", after),
-                series("before the projector", before),
-                series("after it, different images", others),
-            ],
-        ),
-        ("Rank of the features", Base::Zero, {
-            let [before, after] = ranks;
-            vec![series("after the projector", after), series("before the projector", before)]
-        }),
-        ("Speed", Base::Zero, vec![series("images a second", rate)]),
-        (&wait_title, Base::Zero, vec![series("% of the time", wait)]),
-    ];
-    // With one view there is nothing to align.
-    let shown = [true, has_views, has_views, true, true];
-    let drawn = drawn.into_iter().zip(captions).zip(shown).filter(|(_, shown)| *shown);
-    let plots = drawn.map(|(((title, base, series), caption), _)| Plot {
-        chart: Chart::new(title, &steps, base, &series),
-        title: title.to_owned(),
-        caption,
-    });
-    plots.collect()
-}
-
-/// How long single batches were waited for, as the last process of the run that came to its end has told it.
-#[derive(Debug, Clone, Copy)]
-struct RunWaits {
-    figures: WaitFigures,
-    first_batch_s: Option<f64>,
-}
-
-impl RunWaits {
-    fn of(metrics: &[Metrics]) -> Option<Self> {
-        let last = metrics.iter().rposition(|record| record.run_wait.is_some())?;
-        let first_batch_s = metrics[..=last].iter().rev().find_map(|record| record.first_batch_s);
-        Some(Self { figures: metrics[last].run_wait?, first_batch_s })
-    }
-
-    /// Follows another sentence.
-    fn caption(self) -> String {
-        let WaitFigures { count, total_s, p50_ms, p99_ms, p999_ms, max_ms } = self.figures;
-        let [p50, p99, p999, max] = [p50_ms, p99_ms, p999_ms, max_ms].map(|ms| span(ms / 1e3));
-        let mut text = format!(
-            " Waits for one batch: p50 {p50}, p99 {p99}, p99.9 {p999}, at most {max}; all {} together {}.",
-            grouped(count),
-            span(total_s)
-        );
-        if let Some(seconds) = self.first_batch_s {
-            text += &format!(" The first batch came after {}.", span(seconds));
-        }
-        text
-    }
-}
-
-/// From where to where a line goes, in words.
-fn course(values: &[f64]) -> String {
-    let mean = if chart::window(values.len()) > 1 { "a mean of " } else { "" };
-    match (values.iter().find(|value| value.is_finite()), chart::end_of(values)) {
-        (Some(first), Some(end)) => format!("from {} to {mean}{}", chart::number(*first), chart::number(end)),
-        _ => "nothing was recorded".to_owned(),
-    }
-}
-
-/// Over all records that hold a number, in words.
-fn mean_of(values: &[f64]) -> String {
-    let finite: Vec<_> = values.iter().filter(|value| value.is_finite()).collect();
-    match finite.len() {
-        0 => "unknown".to_owned(),
-        count => chart::number(finite.into_iter().sum::<f64>() / count as f64),
-    }
 }
 
 fn drawn_flow(part: &Part) -> Option<DrawnFlow<'_>> {

@@ -1,7 +1,8 @@
 use std::fs;
 
 use image::Rgb;
-use stages::train::run_dir::SpreadMetrics;
+use stages::load::waits::WaitFigures;
+use stages::train::run_dir::{FeatureMetrics, SpreadMetrics};
 
 use super::flow::StageRecord;
 use super::*;
@@ -34,6 +35,12 @@ fn record(step: u64, velocity_loss: f64) -> Metrics {
 
 fn picture(seed: u8) -> RgbImage {
     RgbImage::from_fn(16, 16, |x, y| Rgb([seed, (16 * x) as u8, (16 * y) as u8]))
+}
+
+fn png(seed: u8) -> Vec<u8> {
+    let mut png = std::io::Cursor::new(Vec::new());
+    picture(seed).write_to(&mut png, image::ImageFormat::Png).unwrap();
+    png.into_inner()
 }
 
 fn stage(name: &str, workers: usize, busy_s: f64) -> StageRecord {
@@ -71,7 +78,7 @@ fn full(metrics: &[Metrics]) -> Page<'_> {
             SampleRow { class: "star".into(), images: vec![picture(3)] },
         ],
         reconstructions: vec![Reconstruction { class: "disk".into(), original: picture(4), decoded: picture(5) }],
-        grids: vec![StepGrid { step: 1200, picture: picture(6) }],
+        grids: vec![StepGrid { step: 1200, png: png(6) }],
         judged_how: "By the nearest real image.".into(),
         judgement: vec![Verdict { what: "disk".into(), value: "8 of 8".into() }],
         own_data: vec![OwnCommand { comment: "encode".into(), command: "pipeline encode --images photos/".into() }],
@@ -189,6 +196,18 @@ fn the_chart_of_waits_tells_how_long_single_ones_were() {
     let caption = "Waits for one batch: p50 12.1 µs, p99 250 µs, p99.9 2.50 ms, at most 1.50 s; all 1,234 together 52.1 ms. \
                    The first batch came after 250 ms.";
     assert!(html.contains(caption), "{html}");
+}
+
+#[test]
+fn loss_terms_that_are_on_have_a_curve() {
+    let mut metrics = [record(1, 2.0), record(20, 1.0)];
+    let html = full(&metrics).render().unwrap();
+    assert!(!html.contains("Dispersive") && !html.contains("Contrastive"));
+    metrics.iter_mut().for_each(|record| record.dispersive_loss = Some(-1.5));
+    let html = full(&metrics).render().unwrap();
+    assert!(html.contains("<h3>Dispersive loss</h3>") && html.contains("from -1.500 to -1.500"), "{html}");
+    metrics[1].contrastive_distance = Some(3.0);
+    assert_eq!(full(&metrics).render().unwrap().matches("<svg").count(), 7);
 }
 
 #[test]

@@ -44,6 +44,10 @@ pub(crate) struct BenchStepArgs {
     /// Steps to do before
     #[arg(long, value_name = "N", default_value_t = 2)]
     warmup: usize,
+    /// What the device does at most at this precision, by its maker, in 10^12 floating-point operations a second: the share of it
+    /// that is used (MFU) is told
+    #[arg(long, value_name = "X")]
+    peak_tflops: Option<f64>,
     /// Do one step, write what it was done with and what it gave to this safetensors file, and stop: for comparison with
     /// another implementation
     #[arg(long, value_name = "FILE")]
@@ -56,6 +60,9 @@ pub(crate) struct BenchStepArgs {
 pub(crate) fn run(args: &BenchStepArgs) -> Result<Outcome> {
     if args.steps == 0 {
         bail!("--steps 0 measures nothing; give at least 1");
+    }
+    if let Some(peak) = args.peak_tflops.filter(|peak| !(*peak > 0.0 && peak.is_finite())) {
+        bail!("--peak-tflops {peak} must be above 0");
     }
     let mut config = config::resolve(Some(&args.preset), None, &args.set)?;
     let names_batch = args.set.iter().any(|setting| setting.split('=').next().map(str::trim) == Some("train.batch"));
@@ -120,6 +127,7 @@ pub(crate) fn run(args: &BenchStepArgs) -> Result<Outcome> {
         "reads_per_step": reads,
         "flops_per_image": flops,
         "gflops_per_s": flops * images_per_s / 1e9,
+        "mfu": args.peak_tflops.map(|peak| flops * images_per_s / (peak * 1e12)),
     });
     show::result(&if args.json { found.to_string() } else { table(&found) });
     Ok(Outcome::Done)
@@ -128,7 +136,7 @@ pub(crate) fn run(args: &BenchStepArgs) -> Result<Outcome> {
 fn table(found: &Value) -> String {
     let number = |pointer: &str| found.pointer(pointer).and_then(Value::as_f64).unwrap_or(f64::NAN);
     format!(
-        "{:.3} images/s, {:.0} ms a step ({:.0} to {:.0} for the middle 80 %), {:.1} GFLOP/s of {:.1} GFLOP an image\n\
+        "{:.3} images/s, {:.0} ms a step ({:.0} to {:.0} for the middle 80 %), {:.1} GFLOP/s of {:.1} GFLOP an image{}\n\
          peak memory of the host {:.0} MB, {:.0} MB of them before the network was made; {}",
         number("/images_per_s"),
         number("/ms_per_step/median"),
@@ -136,6 +144,7 @@ fn table(found: &Value) -> String {
         number("/ms_per_step/p90"),
         number("/gflops_per_s"),
         number("/flops_per_image") / 1e9,
+        found["mfu"].as_f64().map_or_else(String::new, |mfu| format!(" (MFU {:.2} %)", 100.0 * mfu)),
         number("/peak_bytes") / 1e6,
         number("/start_bytes") / 1e6,
         found["arithmetic"].as_str().unwrap_or_default(),

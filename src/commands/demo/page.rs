@@ -15,12 +15,12 @@ use stages::nets::autoencoder::VaeChoice;
 use stages::procedural;
 use stages::sample::reconstruct::{Reconstruct, Reconstructions};
 use stages::sample::write::file_name;
-use stages::train::grids;
 use stages::train::run_dir::{Metrics, RunDir};
 
 use super::{DemoArgs, PartRecord, Places, SIZE, command_lines, shell};
 use crate::commands::evaluate::{DistanceToTrain, Evaluation};
-use crate::report::{Headline, OwnCommand, Page, Part, Reconstruction, SampleRow, StepGrid, Verdict};
+use crate::commands::report::grids;
+use crate::report::{Headline, OwnCommand, Page, Part, Reconstruction, SampleRow, Verdict};
 use crate::show;
 
 /// What each part does, in the order of the parts.
@@ -91,7 +91,7 @@ pub(super) fn write(
         metrics: &metrics,
         samples: samples(args, places)?,
         reconstructions,
-        grids: grids(places)?,
+        grids: grids(&RunDir::at(&places.run))?,
         judged_how: "Every sample is reduced to 32 x 32 pixels and compared with the held-out real images, pixel by \
                      pixel; it counts as right if the nearest of them is of the class that was asked for. Distances \
                      are root mean square differences in levels of 0 to 255."
@@ -184,16 +184,6 @@ fn samples(args: &DemoArgs, places: &Places) -> Result<Vec<SampleRow>> {
 
 fn picture(path: &std::path::Path) -> Result<RgbImage> {
     Ok(image::open(path).with_context(|| format!("cannot read {}", path.display()))?.to_rgb8())
-}
-
-/// The grids that training left behind, or some of them, evenly spread, where there are many.
-fn grids(places: &Places) -> Result<Vec<StepGrid>> {
-    const MOST: usize = 8;
-    let all = grids::list(&RunDir::at(&places.run).samples()).context("cannot list the sample grids of the run")?;
-    let shown = all.len().min(MOST);
-    // The last one is always among them.
-    let chosen = (1..=shown).map(|n| &all[n * all.len() / shown - 1]);
-    chosen.map(|(step, path)| Ok(StepGrid { step: *step, picture: picture(path)? })).collect()
 }
 
 /// The first held-out image of each class, and what the autoencoder makes of it.

@@ -6,6 +6,7 @@
 //! RUN/tensorboard/       the same as event files of TensorBoard
 //! RUN/checkpoints/       step-00001000.safetensors ..
 //! RUN/samples/           step-00001000.png .., if the run makes sample grids
+//! RUN/report.html        curves and grids on one page, written when the run ends or is stopped
 //! RUN/lock               held by the process that writes all this
 //! ```
 
@@ -214,6 +215,11 @@ impl RunDir {
     /// Where sample grids are.
     pub fn samples(&self) -> PathBuf {
         self.root.join("samples")
+    }
+
+    /// `report.html`.
+    pub fn report(&self) -> PathBuf {
+        self.root.join("report.html")
     }
 
     /// `metrics.jsonl`.
