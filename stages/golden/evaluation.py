@@ -1,6 +1,8 @@
 """inception.safetensors: the features of torch-fidelity's Inception; metrics.safetensors: the five numbers from given features."""
 
+import contextlib
 import pathlib
+import re
 import tempfile
 
 import numpy as np
@@ -12,7 +14,9 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_prc import calculate_precision_recall_full
 from torchvision.models import inception_v3
 
-from golden_file import close, write
+from safetensors.torch import load_file
+
+from golden_file import FOLDER, close, write
 
 STEP, MASK = 0x9E3779B97F4A7C15, (1 << 64) - 1
 
@@ -85,7 +89,20 @@ def features(network, pixels):
     return {"pool": pool.float(), "logits": logits.float(), "spatial": spatial.float()}
 
 
+def converted():
+    """What the lines of docs/evaluation.md make of a file as pytorch-fid's: a pickle of before PyTorch 1.6, batch counts included."""
+    lines = re.search(r"```python\n(.*?)```", (FOLDER.parent.parent / "docs" / "evaluation.md").read_text(), re.DOTALL)[1]
+    state = weights()
+    counts = {name.replace("running_mean", "num_batches_tracked"): torch.tensor(0) for name in state if "running_mean" in name}
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        torch.save(state | counts, "pt_inception-2015-12-05-6726825d.pth", _use_new_zipfile_serialization=False)
+        exec(lines, {})
+        return load_file("inception.safetensors")
+
+
 def inception():
+    made, drawn = converted(), weights()
+    assert made.keys() == drawn.keys() and all(torch.equal(made[name], drawn[name]) for name in drawn)
     exact, rounded = extractor(torch.float64), extractor(torch.float32)
     out = {}
     for name, seed, shape in (("small", 1000, (3, 40, 56)), ("large", 2000, (1, 320, 310))):
@@ -98,7 +115,7 @@ def inception():
 
 
 def adm_distances(u, v):
-    """Squared distances with the roundings of the ADM evaluator's f16."""
+    """Squared distances with the roundings of the ADM evaluator's f16: the norms of `u`, the rows, are the first to be added."""
     u, v = u.half(), v.half()
     norm = lambda x: (x * x).float().sum(1).half()
     products = (u.float() @ v.float().T).half()
@@ -106,10 +123,11 @@ def adm_distances(u, v):
 
 
 def adm_precision_recall(samples, reference):
-    radii = [adm_distances(x, x).sort(dim=1).values[:, 3] for x in (samples, reference)]
-    between = adm_distances(samples, reference)
-    precision = (between <= radii[1][None, :]).any(dim=1).double().mean()
-    recall = (between <= radii[0][:, None]).any(dim=0).double().mean()
+    """Both numbers of one matrix, whose rows are the reference: the evaluator's first features are those of the reference."""
+    of_samples, of_reference = (adm_distances(x, x).sort(dim=1).values[:, 3] for x in (samples, reference))
+    between = adm_distances(reference, samples)
+    precision = (between <= of_reference[:, None]).any(dim=0).double().mean()
+    recall = (between <= of_samples[None, :]).any(dim=1).double().mean()
     return float(precision), float(recall)
 
 
@@ -130,10 +148,14 @@ def metrics():
         out[f"fid.{name}"] = np.float64(fid)
     score = [isc_features_to_metric(out["logits"], splits, shuffle=False)["inception_score_mean"] for splits in (1, 3)]
     out["is.1"], out["is.3"] = np.float64(score[0]), np.float64(score[1])
-    exact = calculate_precision_recall_full(out["samples"], out["reference"], 3, 10000)
-    rounded = adm_precision_recall(out["samples"], out["reference"])
+    # Squared lengths on both sides of 256, as those of Inception's features: that is where f16 rounds a difference of them.
+    shifted = [out[key] + 2.5 for key in ("samples", "reference")]
+    exact = calculate_precision_recall_full(*shifted, 3, 10000)
+    rounded = adm_precision_recall(*shifted)
     out["pr.f32"], out["pr.f16"] = np.array(exact, np.float64), np.array(rounded, np.float64)
     assert exact != rounded, "f16 changes nothing here: the case shows nothing"
+    turned = adm_precision_recall(*shifted[::-1])[::-1]
+    assert turned != rounded, "which of the two sets has the rows changes nothing here: the case does not show it"
     out |= {f"run.{key}": np.float64(value) for key, value in run().items()}
     write("metrics.safetensors", {"k": 3}, out)
 

@@ -40,13 +40,29 @@ pub struct PrecisionRecall {
 
 impl PrecisionRecall {
     /// `samples` `[N, D]` and `reference` `[M, D]`, f32 on one device; N and M at least 4, or there is no third neighbour.
+    ///
+    /// Both numbers come from one matrix of distances, whose rows are the reference and whose columns are the samples. In f16
+    /// that matters: |r|^2 - 2 r s is rounded before |s|^2 is added, so the transposed matrix has other roundings.
     pub fn of(samples: &Tensor, reference: &Tensor, arithmetic: Arithmetic) -> Self {
         no_grad(|| {
             let [of_samples, of_reference] = [samples, reference].map(|features| radii(features, arithmetic));
-            Self {
-                precision: share_within(samples, reference, &of_reference, arithmetic),
-                recall: share_within(reference, samples, &of_samples, arithmetic),
+            let [samples_within, reference_within] = [samples, reference]
+                .map(|features| Tensor::zeros([features.size()[0]], (Kind::Bool, features.device())));
+            for (rows, row_radii, mut row_within) in blocks_of(reference, &of_reference, &reference_within) {
+                for (columns, radii, mut within) in blocks_of(samples, &of_samples, &samples_within) {
+                    let found = for_rows(&rows, &columns, arithmetic, |distances, from| {
+                        let row_radii = row_radii.narrow(0, from, distances.size()[0]).unsqueeze(1);
+                        [distances.le_tensor(&radii).any_dim(1, false), distances.le_tensor(&row_radii).any_dim(0, false)]
+                    });
+                    let (of_rows, of_columns): (Vec<_>, Vec<_>) = found.into_iter().map(|[row, column]| (row, column)).unzip();
+                    let _ = row_within.logical_or_(&Tensor::cat(&of_rows, 0));
+                    for found in &of_columns {
+                        let _ = within.logical_or_(found);
+                    }
+                }
             }
+            let share = |within: &Tensor| within.sum(Kind::Int64).int64_value(&[]) as f64 / within.size()[0] as f64;
+            Self { precision: share(&samples_within), recall: share(&reference_within) }
         })
     }
 }
@@ -58,7 +74,7 @@ fn radii(features: &Tensor, arithmetic: Arithmetic) -> Tensor {
         let mut nearest: Option<Tensor> = None;
         for columns in blocks(features) {
             let among = (NEIGHBOURS + 1).min(columns.size()[0]);
-            let found = for_rows(&rows, &columns, arithmetic, |distances| distances.topk(among, -1, false, true).0);
+            let found = for_rows(&rows, &columns, arithmetic, |distances, _| distances.topk(among, -1, false, true).0);
             let found = Tensor::cat(&found, 0);
             nearest = Some(match nearest.take() {
                 None => found,
@@ -71,20 +87,10 @@ fn radii(features: &Tensor, arithmetic: Arithmetic) -> Tensor {
     Tensor::cat(&parts, 0)
 }
 
-/// Share of `queries` that lie within the ball of one of `centres` at least; a tie is within.
-fn share_within(queries: &Tensor, centres: &Tensor, radii: &Tensor, arithmetic: Arithmetic) -> f64 {
-    let mut within = 0;
-    for rows in blocks(queries) {
-        let mut any: Option<Tensor> = None;
-        for (columns, radii) in blocks(centres).zip(blocks(radii)) {
-            let found =
-                for_rows(&rows, &columns, arithmetic, |distances| distances.le_tensor(&radii).any_dim(1, false));
-            let found = Tensor::cat(&found, 0);
-            any = Some(any.take().map_or_else(|| found.shallow_clone(), |any| any.logical_or(&found)));
-        }
-        within += any.map_or(0, |any| any.sum(Kind::Int64).int64_value(&[]));
-    }
-    within as f64 / queries.size()[0] as f64
+/// The blocks of some features, with their radii and a view of whether each is within a ball; a tie is within.
+fn blocks_of(features: &Tensor, radii: &Tensor, within: &Tensor) -> impl Iterator<Item = (Tensor, Tensor, Tensor)> {
+    let [features, radii, within] = [features, radii, within].map(|all| blocks(all).collect::<Vec<_>>());
+    features.into_iter().zip(radii).zip(within).map(|((features, radii), within)| (features, radii, within))
 }
 
 fn blocks(tensor: &Tensor) -> impl Iterator<Item = Tensor> + '_ {
@@ -92,9 +98,14 @@ fn blocks(tensor: &Tensor) -> impl Iterator<Item = Tensor> + '_ {
     (0..n).step_by(BLOCK as usize).map(move |from| tensor.narrow(0, from, BLOCK.min(n - from)))
 }
 
-/// What `take` makes of the squared distances of some rows to all `columns`, f32 `[R, M]`, until it had all `rows`. In f16 all
-/// are done again in f32 if one overflows: `rows` and `columns` are blocks of the ADM evaluator.
-fn for_rows(rows: &Tensor, columns: &Tensor, arithmetic: Arithmetic, take: impl Fn(&Tensor) -> Tensor) -> Vec<Tensor> {
+/// What `take` makes of the squared distances of some rows to all `columns`, f32 `[R, M]`, and of the first row's number, until
+/// it had all `rows`. In f16 all are done again in f32 if one overflows: `rows` and `columns` are blocks of the ADM evaluator.
+fn for_rows<T>(
+    rows: &Tensor,
+    columns: &Tensor,
+    arithmetic: Arithmetic,
+    take: impl Fn(&Tensor, i64) -> T,
+) -> Vec<T> {
     let all = |arithmetic| {
         let mut taken = Vec::new();
         for from in (0..rows.size()[0]).step_by(ROWS as usize) {
@@ -103,7 +114,7 @@ fn for_rows(rows: &Tensor, columns: &Tensor, arithmetic: Arithmetic, take: impl 
                 Arithmetic::Half => half_distances(&some, columns),
                 Arithmetic::Single => Some(single_distances(&some, columns)),
             };
-            taken.push(take(&distances?));
+            taken.push(take(&distances?, from));
         }
         Some(taken)
     };
@@ -116,7 +127,8 @@ fn single_distances(rows: &Tensor, columns: &Tensor) -> Tensor {
     (norm(rows).unsqueeze(1) - products * 2.0 + norm(columns).unsqueeze(0)).clamp_min(0.0)
 }
 
-/// `None` if something overflows. Features, squares, norms, products and sums are each rounded to f16.
+/// `None` if something overflows. Features, squares, norms, products and sums are each rounded to f16, and the norms of the rows
+/// are the first to be added.
 fn half_distances(rows: &Tensor, columns: &Tensor) -> Option<Tensor> {
     let rounded = |x: &Tensor| x.to_kind(Kind::Half).to_kind(Kind::Float);
     let (rows, columns) = (rounded(rows), rounded(columns));
@@ -153,6 +165,25 @@ mod tests {
         let reference = Tensor::cat(&[noise(100, 0.0, 2), noise(100, 30.0, 3)], 0);
         let found = PrecisionRecall::of(&noise(100, 0.0, 4), &reference, Arithmetic::Half);
         assert!(found.precision > 0.6 && found.recall > 0.2 && found.recall <= 0.5, "{found:?}");
+    }
+
+    #[test]
+    fn parts_of_the_matrix_give_what_the_whole_matrix_gives() {
+        let (samples, reference) = (noise(1200, 0.0, 7), noise(2100, 0.4, 8));
+        for arithmetic in [Arithmetic::Half, Arithmetic::Single] {
+            let distances = |rows: &Tensor, columns: &Tensor| match arithmetic {
+                Arithmetic::Half => half_distances(rows, columns).unwrap(),
+                Arithmetic::Single => single_distances(rows, columns),
+            };
+            let radii = |x: &Tensor| distances(x, x).topk(NEIGHBOURS + 1, -1, false, true).0.select(1, NEIGHBOURS);
+            let matrix = distances(&reference, &samples);
+            let share = |within: Tensor| within.to_kind(Kind::Double).mean(Kind::Double).double_value(&[]);
+            let precision = share(matrix.le_tensor(&radii(&reference).unsqueeze(1)).any_dim(0, false));
+            let recall = share(matrix.le_tensor(&radii(&samples)).any_dim(1, false));
+            let found = PrecisionRecall::of(&samples, &reference, arithmetic);
+            assert_eq!(found, PrecisionRecall { precision, recall }, "{arithmetic:?}");
+            assert!(precision < 1.0 && recall < 1.0, "{found:?}");
+        }
     }
 
     #[test]
