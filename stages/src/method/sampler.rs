@@ -62,7 +62,8 @@ impl Guidance {
     /// The guided velocity of `x` `[N, ..]` with `labels` i64 `[N]`, in the interval or not as `gate`, a time, is.
     ///
     /// `pass(x, labels)` is the velocity of a batch. Inside the interval it is called once with 2 N rows, the second half
-    /// of which has `null_class`; outside, once with the N rows given.
+    /// of which has `null_class`, and the two are combined in f64, as REPA does: what comes back is f64 then. Outside it is
+    /// called once with the N rows given, and what it gives comes back.
     pub fn velocity(
         &self,
         gate: f64,
@@ -75,14 +76,17 @@ impl Guidance {
             return pass(x, labels);
         }
         let null = labels.full_like(null_class);
-        let both = pass(&Tensor::cat(&[x, x], 0), &Tensor::cat(&[labels, &null], 0));
+        let both = pass(&Tensor::cat(&[x, x], 0), &Tensor::cat(&[labels, &null], 0)).to_kind(Kind::Double);
         let halves = both.chunk(2, 0);
         let (class, null) = (&halves[0], &halves[1]);
         null + self.scale * (class - null)
     }
 }
 
-/// ODE Euler with `steps` equal steps: x += (t_next - t) v(x, t). `x` is noise, f64.
+/// ODE Euler with `steps` >= 1 equal steps: x += (t_next - t) v(x, t). `x` is noise, f64; what comes back has its shape and dtype.
+///
+/// # Errors
+/// Those of `field`.
 pub fn euler<E>(
     x: Tensor,
     steps: usize,
@@ -92,11 +96,14 @@ pub fn euler<E>(
     grid.windows(2).try_fold(x, |x, t| Ok(&x + field(&x, t[0])?.to_kind(Kind::Double) * (t[1] - t[0])))
 }
 
-/// ODE Heun with `steps` equal steps: the mean of the velocities at both ends of a step (trapezoid), and Euler in the last,
+/// ODE Heun with `steps` >= 1 equal steps: the mean of the velocities at both ends of a step (trapezoid), and Euler in the last,
 /// which ends where no network was trained. 2 `steps` - 1 evaluations. `x` is noise, f64.
 ///
 /// `field(x, t, gate)`: `gate` is the time that decides about guidance. For both evaluations of a step it is the time where
 /// the step begins, as in REPA, so that a step is guided as a whole or not at all.
+///
+/// # Errors
+/// Those of `field`.
 pub fn heun<E>(
     x: Tensor,
     steps: usize,
@@ -115,13 +122,16 @@ pub fn heun<E>(
     })
 }
 
-/// Euler-Maruyama on Eq. 1 with w_t = k t, k = 2 or 1 by `diffusion`: `steps` evaluations on linspace(1, 0.04, steps) and
+/// Euler-Maruyama on Eq. 1 with w_t = k t, k = 2 or 1 by `diffusion`: `steps` >= 1 evaluations on linspace(1, 0.04, steps) and
 /// a last, noiseless step of 0.04 to t = 0, where the score is not defined.
 ///
 /// Eq. 1 is dx = (v - w_t s / 2) dt + sqrt(w_t) dW. With the score s = -((1 - t) v + x) / t of the linear path the t of w_t
 /// cancels, and the drift is v + k/2 ((1 - t) v + x): (2 - t) v + x for k = 2, and ((3 - t) v + x) / 2 for k = 1. The noise
 /// of a step of length h is sqrt(k t h). `noise(i)` gives the standard normal of step i in `0 .. steps - 1`, f64, of the
 /// shape of `x`.
+///
+/// # Errors
+/// Those of `field` and `noise`.
 pub fn euler_maruyama<E>(
     x: Tensor,
     steps: usize,
@@ -259,6 +269,19 @@ mod tests {
             let _ = euler_maruyama(start(), steps, Diffusion::TwoSigma, count, |_| Ok(zero.copy())).unwrap();
             assert_eq!(calls, steps);
         }
+    }
+
+    /// f32 would round v_class - v_null and what is made of it; a network's f32 velocities are exact in f64.
+    #[test]
+    fn guidance_combines_f32_velocities_in_f64() {
+        let guidance = Guidance { scale: 1.6, low: 0.0, high: 1.0 };
+        let (class, null) = (1.000_000_1_f32, -3.3e-4_f32);
+        let (x, labels) = (Tensor::ones([1, 1], OPTIONS), Tensor::from_slice(&[0i64]));
+        let v = guidance.velocity(0.5, &x, &labels, 9, |_, _| Tensor::from_slice(&[class, null]).view([2, 1]));
+        let exact = f64::from(null) + 1.6 * (f64::from(class) - f64::from(null));
+        assert!((v.double_value(&[0, 0]) - exact).abs() < 1e-15, "{}", v.double_value(&[0, 0]));
+        let in_f32 = null + 1.6 * (class - null);
+        assert!((f64::from(in_f32) - exact).abs() > 1e-9, "the case shows nothing");
     }
 
     #[test]

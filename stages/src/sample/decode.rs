@@ -21,7 +21,20 @@ pub enum Rounding {
     Sit,
 }
 
-/// Undoes the latents' scale and shift, decodes, and rounds.
+/// A value that was decoded is not finite.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "image {index}: its latents are finite, and what the autoencoder decodes them to is not; its weights are damaged, or of \
+     another scale than the latents (--vae)"
+)]
+pub struct NotFinite {
+    /// Number of the image.
+    index: u64,
+}
+
+/// Stage: undoes the latents' scale and shift, decodes, and rounds; f32 `[B, C, h, w]` to u8 `[B, 3, H, W]`, RGB, where H and W
+/// are h and w times what the autoencoder enlarges by, on one device in f32. What is decoded is about -1 to 1 and is clamped to
+/// that; a value that is not finite is an error.
 #[derive(Debug)]
 pub struct DecodeLatents {
     vae: AutoencoderKl,
@@ -72,6 +85,10 @@ impl Stage for DecodeLatents {
         let pixels = no_grad(|| -> Result<Tensor, BoxError> {
             let unscaled = latents.to_device(self.device) / self.scaling.factor + self.scaling.shift;
             let decoded = self.vae.decode(&unscaled)?;
+            let finite = decoded.isfinite().flatten(1, -1).all_dim(1, false).to_device(Device::Cpu);
+            if let Some(row) = (0..b as i64).find(|&row| finite.int64_value(&[row]) == 0) {
+                return Err(NotFinite { index: samples.request.indices[row as usize] }.into());
+            }
             Ok(to_levels(&decoded, self.rounding).to_device(Device::Cpu))
         })?;
         let [_, channels, height, width] = pixels.size()[..] else { unreachable!("pixels have four dimensions") };
@@ -86,6 +103,22 @@ impl Stage for DecodeLatents {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sample::request::SampleRequest;
+
+    #[test]
+    fn what_decodes_to_no_number_is_refused_with_the_number_of_the_image() {
+        let scaling = Scaling { factor: 1.0, shift: 0.0 };
+        let vae = AutoencoderKl::tiny(Device::Cpu, Kind::Float).unwrap();
+        let mut stage = DecodeLatents::over(vae, Device::Cpu, scaling);
+        let mut process = |value: f32| {
+            let mut latents = Array4::zeros((2, 4, 4, 4));
+            latents[[1, 2, 3, 0]] = value;
+            stage.process(SampleLatents { request: SampleRequest { indices: vec![6, 7], labels: vec![0, 0] }, latents })
+        };
+        assert_eq!(process(3.0).unwrap().pixels.dim(), (2, 3, 32, 32));
+        let error = process(f32::MAX).unwrap_err().to_string();
+        assert!(error.starts_with("image 7: its latents are finite"), "{error}");
+    }
 
     #[test]
     fn the_two_roundings_differ_by_half_a_level_and_both_clamp() {

@@ -35,6 +35,17 @@ pub struct SampleSettings {
     pub seed: u64,
 }
 
+/// A latent of an image is not finite.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "image {index}: its latents are not finite, so the network's weights have diverged or their dtype overflows; sample with \
+     --precision f32, or the weights of an earlier checkpoint"
+)]
+pub struct NotFinite {
+    /// Number of the image.
+    index: u64,
+}
+
 /// Sampled latents on the host, in the network's scale: f32 `[B, C, h, w]`.
 #[derive(Debug)]
 pub struct SampleLatents {
@@ -76,7 +87,7 @@ impl Weights {
     }
 }
 
-/// The stage: integrates a batch of latents from noise to data.
+/// The stage: integrates a batch of latents from noise to data. Latents that are not finite are an error.
 #[derive(Debug)]
 pub struct Generate {
     network: Network,
@@ -144,8 +155,15 @@ impl Generate {
         Ok(Tensor::from_slice(&rows.concat()).view(shape).to_device(self.device))
     }
 
+    /// f64 `[B, C, h, w]`: the noise of one step of the SDE.
+    fn step_noise(&self, request: &SampleRequest, step: usize) -> Result<Tensor, BoxError> {
+        let seed = self.settings.seed;
+        let of_image = |&i: &u64| seed_of(seed_of(seed, i, Purpose::SamplePath), step as u64, Purpose::SamplePath);
+        self.noise(request.indices.iter().map(of_image))
+    }
+
     fn generate(&self, request: &SampleRequest) -> Result<Tensor, BoxError> {
-        let SampleSettings { sampler, diffusion, steps, seed, .. } = self.settings;
+        let SampleSettings { sampler, diffusion, steps, .. } = self.settings;
         let labels = Tensor::from_slice(&request.labels).to_device(self.device);
         let start = self.start(request)?;
         let mut shared = Shared::default();
@@ -154,11 +172,9 @@ impl Generate {
         match sampler {
             Integrator::Ode => sampler::euler(start, steps, field),
             Integrator::Heun => sampler::heun(start, steps, velocity),
-            Integrator::Sde => sampler::euler_maruyama(start, steps, diffusion, field, |step| {
-                let of_image =
-                    |&i: &u64| seed_of(seed_of(seed, i, Purpose::SamplePath), step as u64, Purpose::SamplePath);
-                self.noise(request.indices.iter().map(of_image))
-            }),
+            Integrator::Sde => {
+                sampler::euler_maruyama(start, steps, diffusion, field, |step| self.step_noise(request, step))
+            }
         }
     }
 }
@@ -191,8 +207,12 @@ impl Stage for Generate {
     fn process(&mut self, request: SampleRequest) -> Result<SampleLatents, BoxError> {
         let latents = no_grad(|| self.generate(&request))?.to_kind(Kind::Float).to_device(Device::Cpu);
         let [b, c, h, w] = latents.size()[..] else { unreachable!("latents have four dimensions") };
-        let mut values = vec![0.0; latents.numel()];
+        let mut values = vec![0.0f32; latents.numel()];
         latents.contiguous().copy_data(&mut values, latents.numel());
+        // A picture of such latents would be grey or black, and nobody would know why.
+        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+            return Err(NotFinite { index: request.indices[at / (c * h * w) as usize] }.into());
+        }
         let shape = (b as usize, c as usize, h as usize, w as usize);
         Ok(SampleLatents { request, latents: Array4::from_shape_vec(shape, values)? })
     }
@@ -233,6 +253,35 @@ mod tests {
                 .mapv(f32::abs)
                 .fold(0.0, |a: f32, &b| a.max(b));
             assert!(difference < 1e-5, "{sampler:?}: {difference}");
+        }
+    }
+
+    /// The draws are equal bit for bit: what differs between batches is how products are summed.
+    #[test]
+    fn noise_of_an_image_and_of_its_steps_does_not_depend_on_those_sampled_with_it() {
+        let stage = generate(settings(Integrator::Sde, 2, Guidance { scale: 1.0, low: 0.0, high: 1.0 }));
+        let (together, alone) = (stage.start(&request(&[0, 1, 2])).unwrap(), stage.start(&request(&[1])).unwrap());
+        assert!(together.get(1).equal(&alone.get(0)) && !together.get(0).equal(&alone.get(0)));
+        let step = |indices: &[u64], step| stage.step_noise(&request(indices), step).unwrap();
+        assert!(step(&[0, 1, 2], 3).get(1).equal(&step(&[1], 3).get(0)));
+        assert!(!step(&[1], 3).equal(&step(&[1], 4)) && !step(&[1], 3).equal(&alone));
+    }
+
+    #[test]
+    fn latents_that_are_not_finite_are_refused_with_the_number_of_the_image() {
+        for sampler in [Integrator::Sde, Integrator::Ode, Integrator::Heun] {
+            let mut stage = generate(settings(sampler, 2, Guidance { scale: 1.0, low: 0.0, high: 1.0 }));
+            let data = *stage.network.data();
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("noise.safetensors");
+            let noise = Tensor::ones([3, data.channels, data.height, data.width], (Kind::Double, Device::Cpu));
+            // Finite, as a file of noise must be; its squares are not.
+            let _ = noise.get(2).fill_(1e308);
+            Tensor::write_safetensors(&[("noise", noise)], &path).unwrap();
+            stage.start = Some(Arc::new(NoiseFile::open(&path, 3, &data).unwrap()));
+            assert!(stage.process(request(&[0, 1])).is_ok());
+            let error = stage.process(request(&[1, 2])).unwrap_err().to_string();
+            assert!(error.starts_with("image 2: its latents are not finite") && error.contains("--precision f32"), "{error}");
         }
     }
 

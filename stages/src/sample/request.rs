@@ -72,7 +72,7 @@ impl Source for Requests {
     fn next(&mut self, _: &Stop) -> Result<Option<SampleRequest>, BoxError> {
         let count = self.labels.len() as u64;
         while self.next < count {
-            let images = self.next..(self.next + self.batch).min(count);
+            let images = self.next..self.next.saturating_add(self.batch).min(count);
             self.next = images.end;
             if images.clone().any(|index| !self.present.get(index as usize).is_some_and(|present| *present)) {
                 let labels = self.labels[images.start as usize..images.end as usize].to_vec();
