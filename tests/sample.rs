@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 
-use crate::program::{images, killed_when, random, refuse, start, succeed};
+use crate::program::{images, killed_when, random, refuse, run as run_of, start, succeed};
 
 const TRAIN: &str = "train --data {} --run {} --steps 40 --preset dupa-demo --set train.batch=8 --set model.hidden=64 \
     --set model.depth=3 --set model.encoder_depth=2 --set optimiser.lr=0.003 --set ema.decay=0.9";
 
 /// A run of some steps, enough that classes differ, on images of 64 x 64, so latents of [4, 8, 8]; three classes.
-fn trained(folder: &Path) -> PathBuf {
+pub(crate) fn trained(folder: &Path) -> PathBuf {
     let images = images(folder, 3, 4);
     let (data, run) = (folder.join("data"), folder.join("run"));
     succeed("encode --images {} --out {} --size 64", &[&images, &data]);
@@ -97,7 +97,86 @@ fn a_finished_folder_is_left_as_it_is_and_other_settings_are_refused() {
         }
         refuse(&line.replace("--count 3", "--count 4"), &[&run, &out], "count: 3 there, 4 here");
         assert_eq!(times(&out), before);
+        // Settings are compared by what files hold: the run may lie elsewhere meanwhile.
+        let moved = folder.path().join(format!("moved-{format}"));
+        fs::rename(&run, &moved).unwrap();
+        assert!(succeed(&line, &[&moved, &out]).contains("holds its 3 images already"));
+        fs::rename(&moved, &run).unwrap();
     }
+    let recorded = record(&folder.path().join("png"));
+    let text = |key: &str| recorded[key].as_str().unwrap_or_else(|| panic!("{key} in {recorded}")).to_owned();
+    assert!(["f32", "bf16"].contains(&text("precision").as_str()), "{recorded}");
+    assert_eq!((text("device"), text("version")), ("cpu".to_owned(), env!("CARGO_PKG_VERSION").to_owned()));
+    assert!(recorded["batch"] == 3 && recorded["scaling_factor"].is_f64() && recorded["shift_factor"] == 0.0);
+}
+
+#[test]
+fn what_the_command_line_alone_shows_is_refused_before_anything_is_read() {
+    let (run, out) = (Path::new("no-such-run"), Path::new("no-such-folder"));
+    for (flag, part) in [
+        ("--count 0", "--count 0: give 1 to 100000000 images"),
+        ("--count 18446744073709551615", "--count 18446744073709551615: give 1 to 100000000 images"),
+        ("--batch 0", "--batch 0 samples nothing"),
+        ("--steps 0", "--steps 0: give 1 to 1000000"),
+        ("--steps 18446744073709551615", "give 1 to 1000000"),
+        ("--cfg 0.5", "--cfg 0.5 must be at least 1, which is no guidance"),
+        ("--cfg nan", "--cfg NaN must be at least 1"),
+        ("--interval 1,0", "--interval 1,0: give two numbers, of which the first does not exceed the second"),
+        ("--interval nan,1", "--interval NaN,1: give two numbers"),
+        ("--interval 0,inf", "--interval 0,inf: give two numbers"),
+        ("--interval 0.5", "--interval takes two times"),
+    ] {
+        refuse(&format!("sample --run {{}} --out {{}} {flag}"), &[run, out], part);
+    }
+    assert!(!out.exists());
+}
+
+/// Levels of all images, and their share that differs between two folders; no level differs by more than one.
+#[track_caller]
+fn share_that_differs(one: &Path, other: &Path, count: usize) -> f64 {
+    let levels = |folder: &Path| -> Vec<u8> {
+        let read = |i| image::open(folder.join(format!("{i:06}.png"))).unwrap().into_rgb8().into_raw();
+        (0..count).flat_map(read).collect()
+    };
+    let (one, other) = (levels(one), levels(other));
+    let apart: Vec<_> = one.iter().zip(&other).map(|(a, b)| a.abs_diff(*b)).filter(|apart| *apart > 0).collect();
+    assert!(apart.iter().all(|apart| *apart == 1), "a level differs by {:?}", apart.iter().max());
+    apart.len() as f64 / one.len() as f64
+}
+
+#[test]
+fn another_batch_size_or_number_of_devices_changes_a_level_in_a_thousandth_of_the_values_at_most() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = trained(folder.path());
+    let at = |name: &str| folder.path().join(name);
+    let line = "sample --run {} --out {} --count 12 --steps 8 --cfg 1.5 --precision f32 --devices";
+    succeed(&format!("{line} cpu --batch 4"), &[&run, &at("fours")]);
+    for (name, flags) in [("ones", "cpu --batch 1"), ("fives", "cpu:2 --batch 5")] {
+        succeed(&format!("{line} {flags}"), &[&run, &at(name)]);
+        let share = share_that_differs(&at("fours"), &at(name), 12);
+        assert!(share <= 1e-3, "{name}: {share} of the values");
+    }
+    // Begun in batches of four, and gone on with in fives on two devices.
+    let resumed = at("resumed");
+    fs::create_dir(&resumed).unwrap();
+    let begun = |name: &&String| name.as_str() < "000006.png" || *name == "samples.json";
+    for name in files(&at("fours")).keys().filter(begun) {
+        fs::copy(at("fours").join(name), resumed.join(name)).unwrap();
+    }
+    let kept = files(&resumed);
+    assert_eq!(kept.len(), 7, "{:?}", kept.keys());
+    let output = run_of(&format!("{line} cpu:2 --batch 5"), &[&run, &resumed]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("was begun with --batch 4"), "{said}");
+    let found = files(&resumed);
+    assert!(kept.iter().all(|(name, bytes)| found[name] == *bytes), "an image that was there has changed");
+    let share = share_that_differs(&at("fours"), &resumed, 12);
+    assert!(share <= 1e-3, "resumed: {share} of the values");
+    refuse(
+        &format!("{line} cpu --batch 5 --world 2 --rank 0"),
+        &[&run, &resumed],
+        "shares of several processes are whole batches",
+    );
 }
 
 #[test]
@@ -185,6 +264,12 @@ fn rows_of_a_noise_file_are_images_whatever_stands_beside_them_and_their_latents
     refuse(&format!("{line} --classes 1"), &paths, "leave out --labels and --classes");
     refuse(&line.replace("--cfg 1.5", "--cfg 1.5,20"), &paths, "the latents of several --cfg");
     refuse(line, &[&run, &noise, &out, &old], "a.safetensors exists already");
+    // Finite, and what the network makes of it is not.
+    let large = at("large");
+    write_noise(&large, &[3e38; 2 * 256], &[2, 0]);
+    let short = "sample --run {} --noise {} --out {} --count 2 --steps 3 --sampler ode";
+    refuse(short, &[&run, &large, &at("d")], "image 0: its latents are not finite");
+    assert!(!at("d/000000.png").exists());
     // The other noise under the same name is another sample.
     write_noise(&noise, &turned, &[2, 0, 1, 2]);
     refuse(line, &[&run, &noise, &at("a"), &old], "noise_xxh3");

@@ -164,8 +164,22 @@ struct Job<'a> {
     record: Record,
 }
 
+/// More images of one command are refused: their classes alone would be gigabytes.
+const MOST: u64 = 100_000_000;
+/// More steps are refused: every sampler has converged long before.
+const MOST_STEPS: usize = 1_000_000;
+
 pub(crate) fn run(args: &SampleArgs, runtime: &Runtime) -> Result<Ended> {
-    let Source { weights, file, step, scaling, vae, vae_name, class_names } = Source::open(args)?;
+    // What the command line alone shows comes before anything is read.
+    if !(1..=MOST).contains(&args.count) {
+        bail!("--count {}: give 1 to {MOST} images", args.count);
+    }
+    if args.batch == 0 {
+        bail!("--batch 0 samples nothing; give 1 or more");
+    }
+    let batch = args.batch.min(args.count);
+    let all_settings = args.cfg.iter().map(|cfg| settings(args, *cfg)).collect::<Result<Vec<_>>>()?;
+    let Source { weights, file, step, scaling, vae, opened, vae_name, class_names } = Source::open(args)?;
     if args.share_encoder == 0 {
         bail!("--share-encoder 0: the encoder runs at every N-th evaluation, N at least 1");
     }
@@ -175,11 +189,7 @@ pub(crate) fn run(args: &SampleArgs, runtime: &Runtime) -> Result<Ended> {
             args.share_encoder
         );
     }
-    let all_settings = args.cfg.iter().map(|cfg| settings(args, *cfg)).collect::<Result<Vec<_>>>()?;
     let [first, ..] = all_settings[..] else { bail!("--cfg takes a number, or several separated by commas") };
-    if args.count == 0 {
-        bail!("--count 0 asks for no images");
-    }
     if let (Some(file), 2..) = (&args.save_latents, all_settings.len()) {
         bail!("--save-latents {}: one file cannot hold the latents of several --cfg; give one of them", file.display());
     }
@@ -195,7 +205,6 @@ pub(crate) fn run(args: &SampleArgs, runtime: &Runtime) -> Result<Ended> {
     }
     let devices = parse_local_devices(&args.devices, local)?;
     let kind = parse_precision(&args.precision, devices[0])?;
-    let opened = vae.open(Device::Cpu, Kind::Float)?;
     let LatentShape { height, width, .. } = weights.data;
     let record = Record {
         checkpoint: file.display().to_string(),
@@ -207,9 +216,13 @@ pub(crate) fn run(args: &SampleArgs, runtime: &Runtime) -> Result<Ended> {
         classes,
         labels,
         class_names,
-        precision: format!("{kind:?}"),
+        batch,
+        device: if devices[0].is_cuda() { "cuda" } else { "cpu" },
+        precision: if kind == Kind::BFloat16 { "bf16" } else { "f32" },
         vae: vae_name,
         vae_xxh3: format!("{:016x}", opened.identity().weights_xxh3),
+        scaling_factor: scaling.factor,
+        shift_factor: scaling.shift,
         rounding: match args.rounding {
             RoundingArg::Repa => Rounding::Repa,
             RoundingArg::Sit => Rounding::Sit,
@@ -221,6 +234,7 @@ pub(crate) fn run(args: &SampleArgs, runtime: &Runtime) -> Result<Ended> {
         noise: args.noise.as_ref().map(|path| path.display().to_string()),
         noise_xxh3: noise.as_ref().map(|file| file.xxh3().map(|hash| format!("{hash:016x}"))).transpose()?,
         latents: args.save_latents.as_ref().map(|path| path.display().to_string()),
+        version: env!("CARGO_PKG_VERSION"),
     };
     let job = Job {
         args,
@@ -255,7 +269,7 @@ impl Job<'_> {
     fn sample(&self, settings: SampleSettings, folder: &Path, runtime: &Runtime) -> Result<Ended> {
         let Self { args, ref weights, scaling, ref vae, ref devices, share, kind, ref noise, ref record, .. } = *self;
         let record = Record { settings, ..record.clone() };
-        record.claim(folder, share.rank)?;
+        record.claim(folder, share.rank, share.is_all())?;
         let write = self.write(folder).with_context(|| format!("cannot write samples into {}", folder.display()))?;
         let (count, there) = (args.count, write.present().iter().filter(|present| **present).count() as u64);
         if write.is_whole() {
@@ -265,11 +279,11 @@ impl Job<'_> {
         if there > 0 {
             show::say(&format!("{there} of {count} images are there already"));
         }
-        let batch = args.batch.max(1);
+        let batch = record.batch;
         // A share is whole batches: its images then have the bytes that they have in one process.
         let kept: Vec<bool> =
             (0..).zip(write.present()).map(|(index, there)| *there || !share.has(index / batch)).collect();
-        let requests = Requests::given(record.labels, args.batch).without(&kept);
+        let requests = Requests::given(record.labels, batch).without(&kept);
         let (rounding, n) = (record.rounding, devices.len());
         let generate = Generate::on(Arc::clone(weights), settings, devices.clone(), kind, noise.clone());
         let decode = DecodeLatents::on(vae.clone(), devices.clone(), scaling, rounding);
@@ -372,12 +386,12 @@ pub(crate) fn autoencoder_of_data(name: &str, wanted: &str) -> Result<VaeChoice>
 }
 
 fn settings(args: &SampleArgs, cfg: f64) -> Result<SampleSettings> {
-    if args.steps == 0 {
-        bail!("--steps 0 integrates nothing");
+    if !(1..=MOST_STEPS).contains(&args.steps) {
+        bail!("--steps {}: give 1 to {MOST_STEPS}", args.steps);
     }
     let [low, high] = args.interval[..] else { bail!("--interval takes two times, for example 0,0.7") };
-    if low > high {
-        bail!("--interval {low},{high}: the first time must not exceed the second");
+    if !(low.is_finite() && high.is_finite() && low <= high) {
+        bail!("--interval {low},{high}: give two numbers, of which the first does not exceed the second");
     }
     if !(cfg >= 1.0 && cfg.is_finite()) {
         bail!("--cfg {cfg} must be at least 1, which is no guidance");

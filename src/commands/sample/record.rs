@@ -1,5 +1,5 @@
 //! `samples.json`: everything that changes the images, beside them, written before the first. It decides whether a folder
-//! of samples can be gone on with.
+//! of samples can be gone on with: by what files hold, not by where they lie.
 
 use std::fs;
 use std::io::Write;
@@ -11,6 +11,8 @@ use serde_json::Value;
 use stages::sample::decode::Rounding;
 use stages::sample::generate::SampleSettings;
 use stages::sample::request::Labels;
+
+use crate::show;
 
 /// What is recorded.
 #[derive(Debug, Clone, Serialize)]
@@ -30,10 +32,20 @@ pub(super) struct Record {
     pub(super) labels: Vec<i64>,
     /// Name of each class of the run; a class index is an index into them.
     pub(super) class_names: Vec<String>,
-    pub(super) precision: String,
+    /// Images that were sampled together: it decides how products are summed, so in f32 pixels may differ by a level in 0.1 % of
+    /// the values between two sizes.
+    pub(super) batch: u64,
+    /// `cpu` or `cuda`.
+    pub(super) device: &'static str,
+    /// What the network computed in: `f32` or `bf16`.
+    pub(super) precision: &'static str,
     pub(super) vae: String,
     /// xxh3 of its weights.
     pub(super) vae_xxh3: String,
+    /// What latents are divided by before they are decoded.
+    pub(super) scaling_factor: f64,
+    /// What is added to them then.
+    pub(super) shift_factor: f64,
     /// `repa`: 255 clamp((x + 1) / 2), truncated; `sit`: clamp(127.5 x + 128), truncated.
     pub(super) rounding: Rounding,
     /// `png` or `npz`.
@@ -44,6 +56,8 @@ pub(super) struct Record {
     pub(super) noise_xxh3: Option<String>,
     /// File of the latents, if it was asked for.
     pub(super) latents: Option<String>,
+    /// Of the program that began.
+    pub(super) version: &'static str,
 }
 
 const NAME: &str = "samples.json";
@@ -51,8 +65,9 @@ const PART: &str = "samples.json.part";
 
 impl Record {
     /// Makes `folder` that of these samples: writes the record into a folder that is new or empty, and accepts one that
-    /// holds the same record.
-    pub(super) fn claim(&self, folder: &Path, rank: u64) -> Result<()> {
+    /// holds the same record. Another `batch` is accepted where this process does all of the work (`is_all`): shares of several
+    /// are whole batches.
+    pub(super) fn claim(&self, folder: &Path, rank: u64, is_all: bool) -> Result<()> {
         let place = folder.display();
         let path = folder.join(NAME);
         fs::create_dir_all(folder).with_context(|| format!("cannot make {place}"))?;
@@ -72,6 +87,18 @@ impl Record {
                 bail!(
                     "{place} holds samples that were made otherwise ({difference}); give another --out, or remove it"
                 );
+            }
+            if theirs["batch"] != ours["batch"] {
+                let [there, here] = [&theirs, &ours].map(|record| &record["batch"]);
+                if !is_all {
+                    bail!(
+                        "{place} was begun with --batch {there}, and shares of several processes are whole batches; give it again"
+                    );
+                }
+                show::say(&format!(
+                    "{place} was begun with --batch {there}: with {here} the images that are left may differ slightly from those \
+                     of one size, in f32 by a level in 0.1 % of the values"
+                ));
             }
             return Ok(());
         }
@@ -98,9 +125,19 @@ impl Record {
     }
 }
 
+/// Where something lies, what its hash stands for beside it; what changes no image; and what `claim` decides by itself.
+const NO_DIFFERENCE: [&str; 5] = ["checkpoint", "vae", "noise", "version", "batch"];
+
 /// What differs first between two records, in words; an earlier version may have had other keys.
 fn difference(theirs: &Value, ours: &Value) -> Option<String> {
-    let (theirs, ours) = (flatten("", theirs), flatten("", ours));
+    let decisive = |record: &Value| -> Vec<(String, Value)> {
+        let fields = flatten("", record).into_iter().filter(|(key, _)| !NO_DIFFERENCE.contains(&key.as_str()));
+        // Of the file of the latents, only whether there is one: it looks itself whether it belongs to the images.
+        fields
+            .map(|(key, value)| if key == "latents" { (key, Value::Bool(!value.is_null())) } else { (key, value) })
+            .collect()
+    };
+    let (theirs, ours) = (decisive(theirs), decisive(ours));
     let shown = |value: Option<&Value>| match value {
         None => "none".to_owned(),
         Some(Value::Array(all)) => format!("a list of {}", all.len()),
@@ -140,5 +177,18 @@ mod tests {
         assert_eq!(text, "settings.steps: 3 there, 4 here");
         let text = difference(&json!({}), &json!({ "rounding": "repa" })).unwrap();
         assert_eq!(text, "rounding: none there, \"repa\" here");
+    }
+
+    #[test]
+    fn where_files_lie_is_no_difference_and_what_they_hold_is() {
+        let record = |place: &str, hash: &str| {
+            json!({ "checkpoint": place, "weights_xxh3": hash, "vae": place, "vae_xxh3": hash, "noise": place, "noise_xxh3": hash,
+                    "latents": place, "version": place, "batch": place.len() })
+        };
+        assert_eq!(difference(&record("runs/a", "1"), &record("./runs/a", "1")), None);
+        let text = difference(&record("runs/a", "1"), &record("runs/a", "2")).unwrap();
+        assert!(text.ends_with("_xxh3: \"1\" there, \"2\" here"), "{text}");
+        let text = difference(&json!({ "latents": null }), &json!({ "latents": "l.safetensors" })).unwrap();
+        assert_eq!(text, "latents: false there, true here");
     }
 }

@@ -7,7 +7,7 @@ use stages::device::{Device, Kind};
 use stages::exchange::weights::{self, NetworkWeights};
 use stages::load::feed::Scaling;
 use stages::method::config::{Backbone, ModelConfig};
-use stages::nets::autoencoder::VaeChoice;
+use stages::nets::autoencoder::{AutoencoderKl, VaeChoice};
 use stages::sample::generate::Weights;
 use toml::Table;
 
@@ -25,6 +25,8 @@ pub(super) struct Source {
     pub(super) step: Option<u64>,
     pub(super) scaling: Scaling,
     pub(super) vae: VaeChoice,
+    /// The same, opened on the CPU.
+    pub(super) opened: AutoencoderKl,
     pub(super) vae_name: String,
     /// Name of each class, by index.
     pub(super) class_names: Vec<String>,
@@ -42,12 +44,15 @@ impl Source {
     fn of_run(run: &Path, vae: Option<&str>) -> Result<Self> {
         let Trained { config, weights, file, step } = Trained::open(run)?;
         let (vae, vae_name) = autoencoder(vae, &config.data.vae, &config.data.vae_xxh3)?;
+        let opened = vae.open(Device::Cpu, Kind::Float)?;
+        check_channels(&vae_name, &opened, weights.data.channels)?;
         Ok(Self {
             weights,
             file,
             step: Some(step),
             scaling: Scaling { factor: config.data.scaling_factor, shift: config.data.shift_factor },
             vae,
+            opened,
             vae_name,
             class_names: config.data.class_names,
         })
@@ -62,24 +67,30 @@ impl Source {
         }
         let vae = VaeChoice::parse(name)?;
         let opened = vae.open(Device::Cpu, Kind::Float)?;
-        if opened.latent_channels() != latent.channels {
-            bail!(
-                "--vae {name} decodes latents of {} channels, and the weights make {}; name the autoencoder that made \
-                 their training data",
-                opened.latent_channels(),
-                latent.channels
-            );
-        }
+        check_channels(name, &opened, latent.channels)?;
         Ok(Self {
             weights: Weights { model, data: latent, flat },
             file: file.to_owned(),
             step: None,
             scaling: Scaling { factor: opened.scaling_factor(), shift: opened.shift_factor() },
             vae,
+            opened,
             vae_name: name.to_owned(),
             class_names: (0..latent.classes).map(|class| class.to_string()).collect(),
         })
     }
+}
+
+/// Refuses an autoencoder that decodes other latents than the weights make.
+fn check_channels(name: &str, vae: &AutoencoderKl, made: i64) -> Result<()> {
+    let decoded = vae.latent_channels();
+    if decoded != made {
+        bail!(
+            "--vae {name} decodes latents of {decoded} channels, and the weights make {made}; name the autoencoder that made \
+             their training data"
+        );
+    }
+    Ok(())
 }
 
 /// Whether the network is the preset's in all that sampling sees: not in its projector, nor in which block of a plain
@@ -96,4 +107,17 @@ fn check(found: &ModelConfig, wanted: &ModelConfig, preset: &str) -> Result<()> 
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_autoencoder_of_other_channels_is_refused() {
+        let vae = VaeChoice::parse("tiny").unwrap().open(Device::Cpu, Kind::Float).unwrap();
+        check_channels("tiny", &vae, 4).unwrap();
+        let error = check_channels("tiny", &vae, 16).unwrap_err().to_string();
+        assert!(error.starts_with("--vae tiny decodes latents of 4 channels, and the weights make 16; "), "{error}");
+    }
 }

@@ -281,7 +281,10 @@ mod tests {
             stage.start = Some(Arc::new(NoiseFile::open(&path, 3, &data).unwrap()));
             assert!(stage.process(request(&[0, 1])).is_ok());
             let error = stage.process(request(&[1, 2])).unwrap_err().to_string();
-            assert!(error.starts_with("image 2: its latents are not finite") && error.contains("--precision f32"), "{error}");
+            assert!(
+                error.starts_with("image 2: its latents are not finite") && error.contains("--precision f32"),
+                "{error}"
+            );
         }
     }
 

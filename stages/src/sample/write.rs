@@ -1,10 +1,10 @@
 //! Samples to disk: one PNG an image, with all of them in one grid, or one npz file; and their latents if they are wanted.
 //!
 //! What is there already is kept, and what is there is whole: a PNG gets its name when it is written to its end, and of an
-//! npz file the whole rows count. So a command that was killed goes on where it was. (A power cut is another matter: images
-//! are not synced one by one.)
+//! npz file the whole rows count. So a command that was killed goes on where it was. A power cut is another matter: images are
+//! not synced one by one, so the last ones before it may be empty files, or rows of zeros; sample into a new folder then.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -88,7 +88,7 @@ impl WriteSamples {
         Ok(Self { images, latents: None, present, written: 0 })
     }
 
-    /// These images as `samples.npz` in `folder`, which exists.
+    /// These images as `samples.npz` in `folder`, which exists. One at a time can do so.
     ///
     /// # Errors
     /// The file system's; and a file of that name, or with `.part` behind it, that begins otherwise.
@@ -110,6 +110,13 @@ impl WriteSamples {
             .create(true)
             .truncate(false)
             .open(&part)
+            .and_then(|file| match file.try_lock() {
+                Err(TryLockError::WouldBlock) => {
+                    Err(io::Error::other("another process writes this file; let it end, or give another --out"))
+                }
+                // Some network file systems have no locks, and can be written to all the same.
+                Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
+            })
             .and_then(|file| NpzWriter::open(file, images))
             .map_err(WriteError::at(&part))?;
         let present = (0..count).map(|index| (index as u64) < writer.rows()).collect();
@@ -319,6 +326,16 @@ mod tests {
     fn files(folder: &Path) -> std::collections::BTreeMap<String, Vec<u8>> {
         let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
         entries.map(|e| (e.file_name().into_string().unwrap(), fs::read(e.path()).unwrap())).collect()
+    }
+
+    #[test]
+    fn two_cannot_write_one_npz_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || WriteSamples::npz(folder.path(), NpzImages { height: 2, width: 3, labels: vec![0; 4] });
+        let first = open().unwrap();
+        assert!(open().unwrap_err().to_string().contains("samples.npz.part: another process writes this file"));
+        drop(first);
+        open().unwrap();
     }
 
     #[test]
