@@ -3,6 +3,7 @@
 pub(crate) mod input;
 mod latents;
 pub(crate) mod metrics;
+mod record;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,6 +25,7 @@ use stages::evaluate::neighbours::{
 use stages::evaluate::samples::SampleList;
 
 use self::metrics::MetricsArgs;
+use self::record::{Circumstances, tell};
 use crate::commands::writing;
 use crate::exit::Outcome;
 use crate::show::{self, Progress};
@@ -54,6 +56,14 @@ pub(crate) struct EvaluateArgs {
 pub(crate) struct Evaluation {
     /// Number of samples.
     pub(crate) count: usize,
+    /// Number of real images.
+    pub(crate) reference_count: usize,
+    /// xxh3 of them as they were compared, with their classes.
+    #[serde(skip)]
+    pub(crate) reference: u64,
+    /// The same of the samples.
+    #[serde(skip)]
+    pub(crate) samples: u64,
     /// Samples whose nearest reference image is of their own class.
     pub(crate) nearest_neighbour_accuracy: Accuracy,
     /// What a reference image drawn at random would give, in 0..=1.
@@ -64,6 +74,15 @@ pub(crate) struct Evaluation {
     pub(crate) train_accuracy: Option<Accuracy>,
     /// How near the training images are.
     pub(crate) distance_to_train: Option<DistanceToTrain>,
+}
+
+/// An evaluation with what decides it.
+#[derive(Debug, Serialize)]
+struct NearestRecord<'a> {
+    #[serde(flatten)]
+    evaluation: &'a Evaluation,
+    #[serde(flatten)]
+    circumstances: Circumstances,
 }
 
 /// Distances to the nearest training image, in levels of 0..=255.
@@ -88,10 +107,10 @@ pub(crate) fn run(args: &EvaluateArgs, runtime: &Runtime) -> Result<Outcome> {
     let Some(evaluation) = evaluate(args, runtime)? else {
         return Ok(Outcome::Interrupted("stopped; evaluation leaves nothing behind, run it again".to_owned()));
     };
-    if args.json {
-        show::result(&serde_json::to_string(&evaluation)?);
-    } else {
-        show::result(&lines(&evaluation));
+    let sampling = record::of_folder(&args.samples, evaluation.count as u64)?;
+    let circumstances = Circumstances::of(evaluation.reference, evaluation.samples, sampling, "cpu");
+    tell(args, "nearest", &NearestRecord { evaluation: &evaluation, circumstances }, &lines(&evaluation))?;
+    if !args.json {
         show::say(
             "FID, sFID, IS, precision and recall need --inception F.safetensors (docs/evaluation.md); without these weights \
              --features vae gives a Frechet distance of latents",
@@ -127,6 +146,9 @@ pub(crate) fn evaluate(args: &EvaluateArgs, runtime: &Runtime) -> Result<Option<
     let by_class = class_accuracy(&samples, &nearest, &reference);
     let mut evaluation = Evaluation {
         count,
+        reference_count: reference.len(),
+        reference: reference.xxh3(),
+        samples: samples.xxh3(),
         nearest_neighbour_accuracy: by_class.values().copied().sum(),
         chance: chance(&samples, &reference),
         by_class,
@@ -223,7 +245,7 @@ fn search(
 
 /// What a person reads of it.
 pub(crate) fn lines(evaluation: &Evaluation) -> String {
-    let Evaluation { count, nearest_neighbour_accuracy, chance, by_class, train_accuracy, distance_to_train } =
+    let Evaluation { count, nearest_neighbour_accuracy, chance, by_class, train_accuracy, distance_to_train, .. } =
         evaluation;
     let mut text = format!(
         "{} of {count} samples ({}) have their nearest reference image in their own class; chance {}\n",
@@ -268,6 +290,9 @@ mod tests {
         let of = |hits, count| Accuracy { hits, count };
         Evaluation {
             count: 64,
+            reference_count: 160,
+            reference: 1,
+            samples: 2,
             nearest_neighbour_accuracy: of(58, 64),
             chance: 0.125,
             by_class: BTreeMap::from([("blue-ring".to_owned(), of(28, 32)), ("red-disc".to_owned(), of(30, 32))]),
@@ -302,6 +327,7 @@ mod tests {
         let json: serde_json::Value = serde_json::to_value(evaluation()).unwrap();
         let expected = serde_json::json!({
             "count": 64,
+            "reference_count": 160,
             "nearest_neighbour_accuracy": 0.90625,
             "chance": 0.125,
             "by_class": { "blue-ring": 0.875, "red-disc": 0.9375 },

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::Args;
 use pipeline::Runtime;
+use stages::evaluate::features::Keep;
 use stages::evaluate::reference::WriteReference;
 
 use crate::commands::evaluate::input::Input;
@@ -52,7 +53,7 @@ pub(crate) fn run(args: &MakeRefArgs, runtime: &Runtime) -> Result<Outcome> {
     writing::free("--out", &args.out)?;
     let network = Network::open(&args.inception, &args.devices, args.batch)?;
     let stopped = || Ok(Outcome::Interrupted("stopped; nothing was written".to_owned()));
-    let Some(measured) = network.measure(input, false, runtime)? else { return stopped() };
+    let Some(measured) = network.measure(input, Keep::Nothing, runtime)? else { return stopped() };
     let statistics = measured.statistics;
     // The pictures once more: holding them would take more memory than reading them takes time.
     let write = WriteReference::create(&args.out, &statistics, network.weights, args.pictures)?;

@@ -4,14 +4,17 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use pipeline::Flow;
+use serde_json::Value;
 use stages::device::cores;
 use stages::encode::crop::{AdmCrop, Resize};
 use stages::encode::decode::Decode;
 use stages::encode::list::{ImageList, ListImages};
-use stages::evaluate::pictures::{self, GatherPictures, NpzPictures, PictureBatch};
+use stages::evaluate::pictures::{self, GatherPictures, NpzPictures, PictureBatch, PictureHash};
 use stages::evaluate::reference::Stored;
 use stages::evaluate::stored_features::StoredFeatures;
 use stages::exchange::npz::Npz;
+
+use super::record;
 
 /// A set of pictures, or what is known of one.
 pub(crate) struct Input {
@@ -21,10 +24,31 @@ pub(crate) struct Input {
     pub(crate) content: Content,
     /// Statistics that the file has.
     pub(crate) stored: Option<Stored>,
-    /// Of what it holds.
-    pub(crate) identity: u64,
+    pub(crate) identity: Identity,
+    /// How the pictures were sampled; null where that is not known.
+    pub(crate) sampling: Value,
+    /// Whether the file says that the pictures come class by class.
+    pub(crate) sorted: bool,
     /// Pixels a side that pictures of a folder are cropped to, as the ADM crop does.
     crop: Option<usize>,
+}
+
+/// What identifies a set.
+#[derive(Debug, Clone)]
+pub(crate) enum Identity {
+    /// xxh3 of a file's arrays.
+    Arrays(u64),
+    /// xxh3 of pixels, once the pictures have gone by.
+    Pixels(PictureHash),
+}
+
+impl Identity {
+    pub(crate) fn xxh3(&self) -> u64 {
+        match self {
+            Self::Arrays(hash) => *hash,
+            Self::Pixels(hash) => hash.digest(),
+        }
+    }
 }
 
 /// What can be measured.
@@ -47,8 +71,9 @@ impl Input {
         }
         if path.is_dir() {
             let list = pictures::list(path)?;
-            let identity = list.hash();
-            return Ok(Self { what, path: path_buf, content: Content::Folder(list), stored: None, identity, crop });
+            let sampling = record::of_folder(path, list.len() as u64)?;
+            let (content, identity) = (Content::Folder(list), Identity::Pixels(PictureHash::default()));
+            return Ok(Self { what, path: path_buf, content, stored: None, identity, sampling, sorted: false, crop });
         }
         if crop.is_some() {
             bail!("{}: --crop is for the pictures of a folder, and this is a file", path.display());
@@ -60,7 +85,18 @@ impl Input {
             () if !npz.has("arr_0") && stored.has_statistics() => Content::Nothing,
             () => Content::Npz(Box::new(NpzPictures::open(&npz, batch)?)),
         };
-        Ok(Self { what, path: path_buf, content, stored: Some(stored), identity: npz.identity(), crop })
+        let sampling = match &content {
+            Content::Npz(pictures) => record::of_file(path, pictures.count())?,
+            Content::Features(_) => match StoredFeatures::sampling(&npz)? {
+                Some(text) => serde_json::from_str(&text)
+                    .with_context(|| format!("{}: its array \"sampling\" is not JSON", path.display()))?,
+                None => Value::Null,
+            },
+            Content::Folder(_) | Content::Nothing => Value::Null,
+        };
+        let (identity, sorted) =
+            (Identity::Arrays(npz.identity()), matches!(content, Content::Npz(_)) && are_sorted(&npz));
+        Ok(Self { what, path: path_buf, content, stored: Some(stored), identity, sampling, sorted, crop })
     }
 
     /// Number of pictures.
@@ -89,15 +125,20 @@ impl Input {
         }
     }
 
-    /// The pictures; of features and statistics there are none, which is an error.
+    /// The pictures; of features and statistics there are none, which is an error. [`Input::identity`] of a folder is known
+    /// when they have gone by.
     pub(crate) fn pictures(self, batch: usize) -> Result<Flow<PictureBatch>> {
+        let hash = match &self.identity {
+            Identity::Pixels(hash) => hash.clone(),
+            Identity::Arrays(_) => PictureHash::default(),
+        };
         Ok(match self.content {
             Content::Folder(list) => {
                 let decoded = Flow::from(ListImages::all(list)) // -> ImageRef
                     .then(Decode::skipping) //                     -> Decoded       u8 [H, W, 3]
                     .workers(cores())
                     .depth(1); // whole pictures, as in `pipeline encode`
-                let gather = GatherPictures::of(batch); //         -> PictureBatch  u8 [B, H, W, 3]
+                let gather = GatherPictures::of(batch, hash); //   -> PictureBatch  u8 [B, H, W, 3]
                 match self.crop {
                     Some(side) => {
                         decoded.then(AdmCrop::to(side, Resize::Exact)).workers(cores()).regroup(gather).depth(1)
@@ -111,6 +152,14 @@ impl Input {
             }
         })
     }
+}
+
+/// Whether `arr_1`, which sampling programs write the classes to, is ascending and not all alike. Nothing else depends on it, so
+/// what cannot be read says nothing.
+fn are_sorted(npz: &Npz) -> bool {
+    let array = npz.array("arr_1").ok().filter(|array| array.shape().len() == 1);
+    let classes = array.and_then(|array| array.into_f64().ok()).unwrap_or_default();
+    classes.is_sorted() && classes.first() != classes.last()
 }
 
 /// Refuses pictures of two sizes: distances between them say how they were resized.

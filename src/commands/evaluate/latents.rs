@@ -3,7 +3,6 @@
 use anyhow::{Result, bail};
 use pipeline::Runtime;
 use serde::Serialize;
-use serde_json::Value;
 use stages::device::{Device, Kind, parse_devices};
 use stages::evaluate::frechet::{LatentDistance, alternating};
 use stages::evaluate::latent_features::{CollectLatentFeatures, EncodePictures};
@@ -11,7 +10,8 @@ use stages::nets::autoencoder::VaeChoice;
 
 use super::EvaluateArgs;
 use super::input::{Input, same_size};
-use super::metrics::{sampling, tell};
+use super::metrics::kind_of;
+use super::record::{Circumstances, tell};
 use crate::exit::Outcome;
 use crate::show::Progress;
 
@@ -27,11 +27,8 @@ struct LatentMetrics {
     vae: String,
     /// xxh3 of its weights.
     vae_xxh3: String,
-    /// Of the reference's arrays, or of the names of its files.
-    reference: String,
-    /// `samples.json` without the class of each image; null for samples of other origin.
-    sampling: Value,
-    version: &'static str,
+    #[serde(flatten)]
+    circumstances: Circumstances,
 }
 
 /// Of each set, so that a half of the reference has a covariance.
@@ -47,13 +44,24 @@ pub(super) fn run(args: &EvaluateArgs, runtime: &Runtime) -> Result<Outcome> {
             bail!("{}: holds no pictures; give a folder of them, or an .npz file with arr_0", input.path.display());
         }
         if input.count() < LEAST {
-            bail!("{}: holds {} pictures, and {LEAST} at least are needed", input.path.display(), input.count());
+            bail!("{}: {LEAST} pictures at least are needed, and it holds {}", input.path.display(), input.count());
         }
     }
     same_size(&samples, &reference)?;
     let (devices, choice) = (parse_devices(&metrics.devices)?, VaeChoice::parse(&metrics.vae)?);
-    let vae_xxh3 = format!("{:016x}", choice.open(Device::Cpu, Kind::Float)?.identity().weights_xxh3);
-    let identity = reference.identity;
+    let opened = choice.open(Device::Cpu, Kind::Float)?;
+    let (vae_xxh3, side) = (format!("{:016x}", opened.identity().weights_xxh3), opened.downsample() as u64);
+    if let Some((width, height)) = samples.size()?
+        && !(width.is_multiple_of(side) && height.is_multiple_of(side))
+    {
+        bail!(
+            "{}: pictures of {width}x{height} pixels, and the autoencoder takes sides that are multiples of {side}; give others, or \
+             measure them with --inception",
+            samples.path.display()
+        );
+    }
+    let [identity, of_reference] = [&samples, &reference].map(|input| input.identity.clone());
+    let sampling = samples.sampling.clone();
 
     let features = |input: Input| -> Result<_> {
         let (what, count, batch) = (input.what, input.count(), metrics.batch as u64);
@@ -82,15 +90,17 @@ pub(super) fn run(args: &EvaluateArgs, runtime: &Runtime) -> Result<Outcome> {
         reference_count: reference.size()[0],
         vae: metrics.vae.clone(),
         vae_xxh3,
-        reference: format!("{identity:016x}"),
-        sampling: sampling(&args.samples),
-        version: env!("CARGO_PKG_VERSION"),
+        circumstances: Circumstances {
+            crop: metrics.crop,
+            batch: Some(metrics.batch),
+            ..Circumstances::of(of_reference.xxh3(), identity.xxh3(), sampling, kind_of(&devices))
+        },
     };
     let lines = format!(
         "{} samples against {} reference pictures\nFrechet distance of latents (no FID)  {distance:.4}\n\
          two halves of the reference           {real_halves:.4}\n",
         found.count, found.reference_count
     );
-    tell(args, &found, &lines)?;
+    tell(args, "vae", &found, &lines)?;
     Ok(Outcome::Done)
 }

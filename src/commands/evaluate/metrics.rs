@@ -1,22 +1,21 @@
 //! FID, sFID, Inception Score, precision and recall, as the ADM evaluator computes them.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use pipeline::{Flow, Runtime};
 use serde::Serialize;
-use serde_json::Value;
 use stages::device::{Device, parse_devices};
-use stages::evaluate::features::{CollectFeatures, ExtractFeatures, Statistics};
+use stages::evaluate::features::{CollectFeatures, ExtractFeatures, Keep, Statistics};
 use stages::evaluate::precision_recall::{Arithmetic, NEIGHBOURS, PrecisionRecall};
 use stages::evaluate::reference::Stored;
 use stages::evaluate::stored_features;
 use stages::nets::inception::Inception;
 
 use super::EvaluateArgs;
-use super::input::{Content, Input, same_size};
+use super::input::{Content, Identity, Input, same_size};
+use super::record::{Circumstances, tell};
 use crate::exit::Outcome;
 use crate::show::{self, Progress};
 
@@ -48,8 +47,9 @@ pub(crate) struct MetricsArgs {
     /// Pictures that go through the network together
     #[arg(long, value_name = "N", default_value_t = 32, requires = "network")]
     pub(crate) batch: usize,
-    /// Write the numbers, and all that decides them, to this JSON file as well
-    #[arg(long, value_name = "F.json", requires = "network")]
+    /// Keep the numbers, and all that decides them, in this JSON file [default: beside the samples, SAMPLES.inception.json,
+    /// SAMPLES.vae.json or SAMPLES.nearest.json, which the next one of its kind replaces]
+    #[arg(long, value_name = "F.json")]
     pub(super) record: Option<PathBuf>,
 }
 
@@ -101,18 +101,15 @@ struct Metrics {
     distances: Arithmetic,
     /// xxh3 of the Inception weights.
     inception: String,
-    /// xxh3 of the reference's arrays, or of the names of its files.
-    reference: String,
-    /// `samples.json` without the class of each image; null for samples of other origin.
-    sampling: Value,
-    version: &'static str,
+    #[serde(flatten)]
+    circumstances: Circumstances,
 }
 
 /// A set through the network, and what identifies it.
 pub(crate) struct Measured {
     pub(crate) statistics: Statistics,
     stored: Option<Stored>,
-    identity: u64,
+    identity: Identity,
 }
 
 pub(super) fn run(args: &EvaluateArgs, inception: &Path, runtime: &Runtime) -> Result<Outcome> {
@@ -126,6 +123,14 @@ pub(super) fn run(args: &EvaluateArgs, inception: &Path, runtime: &Runtime) -> R
             "{}: holds {} picture, and a distance of distributions needs two at least",
             samples.path.display(),
             samples.count()
+        );
+    }
+    let has_statistics = reference.stored.as_ref().is_some_and(Stored::has_statistics);
+    if !has_statistics && reference.count() < 2 {
+        bail!(
+            "{}: holds {} picture and no mu and sigma; a reference is two pictures at least, or their statistics",
+            reference.path.display(),
+            reference.count()
         );
     }
     same_size(&samples, &reference)?;
@@ -144,36 +149,34 @@ pub(super) fn run(args: &EvaluateArgs, inception: &Path, runtime: &Runtime) -> R
     }
 
     let stopped = || Ok(Outcome::Interrupted("stopped; evaluation leaves nothing behind, run it again".to_owned()));
-    let Some(samples) = network.measure(samples, metrics.save_features.is_some(), runtime)? else { return stopped() };
+    let sampling = samples.sampling.clone();
+    let sorted = samples.sorted || sampling["label_scheme"] == "balanced";
+    let keep = if metrics.save_features.is_some() { Keep::All } else { Keep::Pooled };
+    let Some(samples) = network.measure(samples, keep, runtime)? else { return stopped() };
     if let Some(path) = &metrics.save_features {
-        stored_features::save(path, &samples.statistics, network.weights)?;
+        let text = (!sampling.is_null()).then(|| sampling.to_string());
+        stored_features::save(path, &samples.statistics, network.weights, text.as_deref())?;
     }
-    let Some(reference) = network.measure(reference, false, runtime)? else { return stopped() };
+    let Some(reference) = network.measure(reference, Keep::Pooled, runtime)? else { return stopped() };
 
-    let sampling = sampling(&args.samples);
-    if sampling["label_scheme"] == "balanced" && samples.statistics.count > 1 {
+    if sorted && samples.statistics.score.is_some() {
         show::say(
-            "the samples are sorted by class (--labels balanced), which makes IS of 5,000 consecutive images small",
+            "warning: the samples are sorted by class, so each 5,000 that IS is computed of have few of them, and it is a fraction \
+             of what it is in random order (`pipeline sample --labels random`)",
         );
     }
     let distances = match metrics.distances {
         DistancesArg::F16 => Arithmetic::Half,
         DistancesArg::F32 => Arithmetic::Single,
     };
-    let found = of(&samples, &reference, distances, network.weights, sampling)?;
-    tell(args, &found, &lines(&found))?;
+    let circumstances = Circumstances {
+        crop: metrics.crop,
+        batch: Some(metrics.batch),
+        ..Circumstances::of(reference.identity.xxh3(), samples.identity.xxh3(), sampling, kind_of(&network.devices))
+    };
+    let found = of(&samples, &reference, distances, network.weights, circumstances)?;
+    tell(args, "inception", &found, &lines(&found))?;
     Ok(Outcome::Done)
-}
-
-/// Prints what was found, for a person or as JSON, and keeps it where --record says.
-pub(super) fn tell(args: &EvaluateArgs, found: &impl Serialize, lines: &str) -> Result<()> {
-    let json = serde_json::to_string(found)?;
-    // First what cannot fail.
-    show::result(if args.json { &json } else { lines });
-    if let Some(path) = &args.metrics.record {
-        fs::write(path, &json).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(())
 }
 
 fn of(
@@ -181,7 +184,7 @@ fn of(
     reference: &Measured,
     distances: Arithmetic,
     weights: u64,
-    sampling: Value,
+    circumstances: Circumstances,
 ) -> Result<Metrics> {
     let (ours, theirs) = (&samples.statistics, &reference.statistics);
     let stored = reference.stored.as_ref().filter(|stored| stored.has_statistics());
@@ -206,9 +209,7 @@ fn of(
         neighbours: NEIGHBOURS,
         distances,
         inception: format!("{weights:016x}"),
-        reference: format!("{:016x}", reference.identity),
-        sampling,
-        version: env!("CARGO_PKG_VERSION"),
+        circumstances,
     })
 }
 
@@ -228,12 +229,12 @@ impl Network {
         Ok(Self { path: path.to_owned(), devices: parse_devices(devices)?, batch, weights })
     }
 
-    /// All features with `keep`, else what the metrics need. `None` if an interrupt was requested before the end.
-    pub(crate) fn measure(&self, input: Input, keep: bool, runtime: &Runtime) -> Result<Option<Measured>> {
-        let (identity, what, count, batch) = (input.identity, input.what, input.count(), self.batch as u64);
+    /// Statistics, and the features that are to be kept. `None` if an interrupt was requested before the end.
+    pub(crate) fn measure(&self, input: Input, keep: Keep, runtime: &Runtime) -> Result<Option<Measured>> {
+        let (identity, what, count, batch) = (input.identity.clone(), input.what, input.count(), self.batch as u64);
         let mut input = input;
         let stored = input.stored.take();
-        let sink = CollectFeatures::keeping(keep);
+        let sink = CollectFeatures::of(count, keep);
         let finished = match input.content {
             Content::Nothing => {
                 let statistics = CollectFeatures::nothing();
@@ -260,17 +261,12 @@ impl Network {
     }
 }
 
-/// The record of `pipeline sample` in or beside the samples, without the class of each image.
-pub(super) fn sampling(samples: &Path) -> Value {
-    let folder = if samples.is_dir() { Some(samples) } else { samples.parent() };
-    let text = folder.and_then(|folder| fs::read(folder.join("samples.json")).ok()).unwrap_or_default();
-    let mut record: Value = serde_json::from_slice(&text).unwrap_or(Value::Null);
-    if let Some(fields) = record.as_object_mut() {
-        ["labels", "class_names", "classes"].into_iter().for_each(|long| {
-            fields.remove(long);
-        });
+/// `cpu` or `cuda`.
+pub(super) fn kind_of(devices: &[Device]) -> &'static str {
+    match devices.first() {
+        Some(Device::Cuda(_)) => "cuda",
+        _ => "cpu",
     }
-    record
 }
 
 /// What a person reads.

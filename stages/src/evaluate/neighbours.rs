@@ -22,6 +22,7 @@ use std::sync::Arc;
 use ndarray::{Array2, ArrayView1};
 use pipeline::{BoxError, End, Sink, Source, Stage, Stop, Worker};
 use serde::{Serialize, Serializer};
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::data::{Decoded, Pixels, Place};
 
@@ -108,6 +109,17 @@ impl Pictures {
     /// True if there is none.
     pub fn is_empty(&self) -> bool {
         self.labels.is_empty()
+    }
+
+    /// xxh3-64 of all values, and of the class of each picture.
+    pub fn xxh3(&self) -> u64 {
+        let mut hash = Xxh3::new();
+        hash.update(&self.values);
+        for &label in &self.labels {
+            hash.update(self.classes[label].as_bytes());
+            hash.update(&[0]);
+        }
+        hash.digest()
     }
 
     /// The name of the class of picture `index`, which must be below [`Self::len`].

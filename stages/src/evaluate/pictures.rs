@@ -2,11 +2,13 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::{fs, io};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::{fmt, fs, io};
 
 use pipeline::{BoxError, Emit, Regroup, Source, Stop};
+use xxhash_rust::xxh3::Xxh3;
 
-use crate::data::{Decoded, Pixels};
+use crate::data::{Decoded, Pixels, Place};
 use crate::encode::list::ImageList;
 use crate::exchange::npz::{Npz, NpzArray, NpzError};
 
@@ -43,20 +45,20 @@ pub enum PicturesError {
         path: PathBuf,
     },
     /// A file could not be decoded.
-    #[error("{key}: {reason}; mend or replace the file")]
+    #[error("{place}: {reason}; mend or replace the file")]
     Undecodable {
         /// The file.
-        key: String,
+        place: Place,
         /// What is wrong with it.
         reason: String,
     },
     /// Pictures of two sizes.
     #[error(
-        "{key}: {width}x{height} pixels, and those before it have {expected_width}x{expected_height}; features are of pictures of one size"
+        "{place}: {width}x{height} pixels, and those before it have {expected_width}x{expected_height}; features are of pictures of one size"
     )]
     Size {
         /// The file.
-        key: String,
+        place: Place,
         /// Its columns.
         width: usize,
         /// Its rows.
@@ -117,8 +119,14 @@ impl NpzPictures {
             _ if array.descr().trim_start_matches(['|', '<']) != "u1" => {
                 format!("pictures are uint8 0 to 255, and its dtype is {:?}; save arr_0 as uint8", array.descr())
             }
+            [_, _, _, channels] if channels != 3 => {
+                format!("pictures are RGB, [N, H, W, 3], and its shape is {:?}", array.shape())
+            }
             [_, _, _, 3] if array.is_fortran() => {
                 "it is in Fortran order; save numpy.ascontiguousarray of it".to_owned()
+            }
+            [_, height, width, 3] if height * width > 0 && array.shape()[0] == 0 => {
+                "it holds no pictures; save one row for each".to_owned()
             }
             [count, height, width, 3] if count * height * width > 0 => {
                 let left = 0..array.shape()[0] as u64;
@@ -158,9 +166,39 @@ impl Source for NpzPictures {
     }
 }
 
+/// What identifies pictures: xxh3 of rows and columns, and then of the values of all of them in their order. Clones are one and
+/// the same, so that it can be asked when the pictures have gone by.
+#[derive(Clone, Default)]
+pub struct PictureHash(Arc<Mutex<Option<Xxh3>>>);
+
+impl PictureHash {
+    /// Takes in the next pictures of `height` rows and `width` columns.
+    fn add(&self, height: usize, width: usize, values: &[u8]) {
+        let mut hash = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        hash.get_or_insert_with(|| {
+            let mut hash = Xxh3::new();
+            [height, width].iter().for_each(|side| hash.update(&(*side as u64).to_le_bytes()));
+            hash
+        })
+        .update(values);
+    }
+
+    /// Of all pictures that have gone by; 0 if none has.
+    pub fn digest(&self) -> u64 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map_or(0, Xxh3::digest)
+    }
+}
+
+impl fmt::Debug for PictureHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PictureHash({:016x})", self.digest())
+    }
+}
+
 /// Regroup: decoded files, which have one size, to batches.
 #[derive(Debug)]
 pub struct GatherPictures {
+    hash: PictureHash,
     batch: usize,
     size: Option<(usize, usize)>,
     first: u64,
@@ -169,15 +207,16 @@ pub struct GatherPictures {
 }
 
 impl GatherPictures {
-    /// Batches of `batch`.
-    pub fn of(batch: usize) -> Self {
-        Self { batch: batch.max(1), size: None, first: 0, count: 0, values: Vec::new() }
+    /// Batches of `batch`, which `hash` is told of.
+    pub fn of(batch: usize, hash: PictureHash) -> Self {
+        Self { hash, batch: batch.max(1), size: None, first: 0, count: 0, values: Vec::new() }
     }
 
     fn send(&mut self, out: &mut Emit<'_, PictureBatch>) -> Result<(), BoxError> {
         let Some((height, width)) = self.size.filter(|_| self.count > 0) else { return Ok(()) };
         let (first, count) = (self.first, std::mem::take(&mut self.count));
         self.first += count as u64;
+        self.hash.add(height, width, &self.values);
         out.send(PictureBatch { first, count, height, width, values: std::mem::take(&mut self.values) })?;
         Ok(())
     }
@@ -191,13 +230,13 @@ impl Regroup for GatherPictures {
         let Pixels { image, height, width, rgb, .. } = match item {
             Decoded::Pixels(pixels) => pixels,
             Decoded::Skipped { image, reason } => {
-                return Err(PicturesError::Undecodable { key: image.key, reason }.into());
+                return Err(PicturesError::Undecodable { place: image.place, reason }.into());
             }
         };
         let (expected_height, expected_width) = *self.size.get_or_insert((height, width));
         if (height, width) != (expected_height, expected_width) {
-            let key = image.key;
-            return Err(PicturesError::Size { key, width, height, expected_width, expected_height }.into());
+            let place = image.place;
+            return Err(PicturesError::Size { place, width, height, expected_width, expected_height }.into());
         }
         self.values.extend(rgb);
         self.count += 1;
@@ -209,5 +248,124 @@ impl Regroup for GatherPictures {
 
     fn finish(&mut self, out: &mut Emit<'_, PictureBatch>) -> Result<(), BoxError> {
         self.send(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+
+    use pipeline::{End, Flow, Runtime, Sink};
+
+    use super::*;
+    use crate::encode::decode::Decode;
+    use crate::encode::list::ListImages;
+    use crate::exchange::npz::NpzFile;
+
+    fn written(folder: &Path, descr: &str, shape: &[u64]) -> PathBuf {
+        let path = folder.join("pictures.npz");
+        let mut file = NpzFile::create(&path).unwrap();
+        file.array("arr_0", descr, shape).unwrap();
+        let width = u64::from(descr.as_bytes()[2] - b'0');
+        file.append(&vec![7; (shape.iter().product::<u64>() * width) as usize]).unwrap();
+        file.finish().unwrap();
+        path
+    }
+
+    #[test]
+    fn arrays_that_are_no_pictures_are_refused_in_one_sentence() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = |path: &Path| {
+            let npz = Npz::open(path).map_err(|error| error.to_string())?;
+            NpzPictures::open(&npz, 2).map(|pictures| pictures.count()).map_err(|error| error.to_string())
+        };
+        assert_eq!(open(&written(folder.path(), "|u1", &[3, 4, 5, 3])), Ok(3));
+        for (descr, shape, part) in [
+            ("|u1", &[3, 4, 5, 1][..], "pictures are RGB, [N, H, W, 3], and its shape is [3, 4, 5, 1]"),
+            ("|u1", &[3, 3, 4, 5], "pictures are RGB, [N, H, W, 3], and its shape is [3, 3, 4, 5]"),
+            ("|u1", &[4, 5, 3], "pictures are [N, H, W, 3], and its shape is [4, 5, 3]"),
+            ("|u1", &[3, 0, 5, 3], "pictures are [N, H, W, 3], and its shape is [3, 0, 5, 3]"),
+            ("|u1", &[0, 4, 5, 3], "it holds no pictures; save one row for each"),
+            ("<f4", &[3, 4, 5, 3], "pictures are uint8 0 to 255, and its dtype is \"<f4\"; save arr_0 as uint8"),
+        ] {
+            let error = open(&written(folder.path(), descr, shape)).unwrap_err();
+            assert!(error.contains("pictures.npz: array \"arr_0\": ") && error.contains(part), "{error} lacks {part}");
+        }
+        // The header says it, and the values lie in whatever order.
+        let path = written(folder.path(), "|u1", &[3, 4, 5, 3]);
+        let bytes = fs::read(&path).unwrap();
+        let at = bytes.windows(5).position(|window| window == b"False").unwrap();
+        let fortran = [&bytes[..at], b"True ", &bytes[at + 5..]].concat();
+        fs::write(&path, &fortran).unwrap();
+        assert!(open(&path).unwrap_err().contains("it is in Fortran order; save numpy.ascontiguousarray of it"));
+        fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+        let error = open(&path).unwrap_err();
+        assert!(error.contains("pictures.npz: "), "{error}");
+    }
+
+    /// Counts pictures.
+    #[derive(Default)]
+    struct Count(usize);
+
+    impl Sink for Count {
+        type In = PictureBatch;
+        type Output = usize;
+
+        fn consume(&mut self, batch: PictureBatch) -> Result<ControlFlow<()>, BoxError> {
+            assert_eq!(batch.first, self.0 as u64);
+            self.0 += batch.count;
+            Ok(ControlFlow::Continue(()))
+        }
+
+        fn finish(self, _: End) -> Result<usize, BoxError> {
+            Ok(self.0)
+        }
+    }
+
+    fn gathered(folder: &Path, batch: usize) -> Result<u64, String> {
+        let (hash, files) = (PictureHash::default(), list(folder).unwrap());
+        let count = files.len();
+        let flow = Flow::from(ListImages::all(files))
+            .then(Decode::skipping)
+            .regroup(GatherPictures::of(batch, hash.clone()))
+            .into(Count::default());
+        let finished = flow.run(&Runtime::default()).map_err(|error| error.to_string())?;
+        assert_eq!(finished.output, count);
+        Ok(hash.digest())
+    }
+
+    #[test]
+    fn the_hash_is_of_the_pixels_and_not_of_names_or_batches() {
+        let folder = tempfile::tempdir().unwrap();
+        let save = |name: &str, value: u8| {
+            let picture = image::RgbImage::from_pixel(6, 4, image::Rgb([value, 3, 5]));
+            picture.save(folder.path().join(name)).unwrap();
+        };
+        let of = |batch| gathered(folder.path(), batch).unwrap();
+        (0..5).for_each(|i| save(&format!("{i:06}.png"), 10 * i));
+        let first = of(2);
+        assert_eq!([of(1), of(5)], [first, first]);
+        save("000003.png", 31);
+        assert_ne!(of(2), first, "the same names with another pixel");
+        save("000003.png", 30);
+        fs::rename(folder.path().join("000004.png"), folder.path().join("last.png")).unwrap();
+        assert_eq!(of(2), first, "the same pixels under another name");
+        save("000005.png", 0);
+        assert_ne!(of(2), first, "one picture more");
+    }
+
+    #[test]
+    fn files_that_do_not_fit_are_named_by_their_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        image::RgbImage::new(6, 4).save(at("0.png")).unwrap();
+        image::RgbImage::new(5, 4).save(at("1.png")).unwrap();
+        let refused = |part: &str| {
+            let error = gathered(folder.path(), 2).unwrap_err();
+            assert!(error.contains(&format!("{}: {part}", at("1.png").display())), "{error}");
+        };
+        refused("5x4 pixels, and those before it have 6x4");
+        fs::write(at("1.png"), "no picture").unwrap();
+        refused("");
     }
 }

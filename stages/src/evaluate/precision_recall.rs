@@ -52,9 +52,13 @@ impl PrecisionRecall {
                 for (columns, radii, mut within) in blocks_of(samples, &of_samples, &samples_within) {
                     let found = for_rows(&rows, &columns, arithmetic, |distances, from| {
                         let row_radii = row_radii.narrow(0, from, distances.size()[0]).unsqueeze(1);
-                        [distances.le_tensor(&radii).any_dim(1, false), distances.le_tensor(&row_radii).any_dim(0, false)]
+                        [
+                            distances.le_tensor(&radii).any_dim(1, false),
+                            distances.le_tensor(&row_radii).any_dim(0, false),
+                        ]
                     });
-                    let (of_rows, of_columns): (Vec<_>, Vec<_>) = found.into_iter().map(|[row, column]| (row, column)).unzip();
+                    let (of_rows, of_columns): (Vec<_>, Vec<_>) =
+                        found.into_iter().map(|[row, column]| (row, column)).unzip();
                     let _ = row_within.logical_or_(&Tensor::cat(&of_rows, 0));
                     for found in &of_columns {
                         let _ = within.logical_or_(found);
@@ -100,12 +104,7 @@ fn blocks(tensor: &Tensor) -> impl Iterator<Item = Tensor> + '_ {
 
 /// What `take` makes of the squared distances of some rows to all `columns`, f32 `[R, M]`, and of the first row's number, until
 /// it had all `rows`. In f16 all are done again in f32 if one overflows: `rows` and `columns` are blocks of the ADM evaluator.
-fn for_rows<T>(
-    rows: &Tensor,
-    columns: &Tensor,
-    arithmetic: Arithmetic,
-    take: impl Fn(&Tensor, i64) -> T,
-) -> Vec<T> {
+fn for_rows<T>(rows: &Tensor, columns: &Tensor, arithmetic: Arithmetic, take: impl Fn(&Tensor, i64) -> T) -> Vec<T> {
     let all = |arithmetic| {
         let mut taken = Vec::new();
         for from in (0..rows.size()[0]).step_by(ROWS as usize) {

@@ -141,3 +141,73 @@ impl Sink for WriteReference {
         Ok(self.kept)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file of arrays with all values alike: dtype, shape, and the bytes of a value.
+    fn stored(arrays: &[(&str, &str, &[u64], &[u8])]) -> Result<Stored, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("reference.npz");
+        let mut file = NpzFile::create(&path).unwrap();
+        for (name, descr, shape, value) in arrays {
+            file.array(name, descr, shape).unwrap();
+            file.append(&value.repeat(shape.iter().product::<u64>() as usize)).unwrap();
+        }
+        file.finish().unwrap();
+        Stored::read(&Npz::open(&path).unwrap()).map_err(|error| error.to_string())
+    }
+
+    const MU: [u64; 1] = [POOL as u64];
+    const SIGMA: [u64; 2] = [POOL as u64, POOL as u64];
+    const MU_S: [u64; 1] = [SPATIAL as u64];
+    const SIGMA_S: [u64; 2] = [SPATIAL as u64, SPATIAL as u64];
+
+    #[test]
+    fn statistics_of_either_width_are_read_and_other_arrays_passed_over() {
+        let (half, half_wide) = (0.5f32.to_le_bytes(), 0.5f64.to_le_bytes());
+        let narrow = stored(&[("mu", "<f4", &MU, &half), ("sigma", "<f4", &SIGMA, &half)]).unwrap();
+        let wide = stored(&[
+            ("mu", "<f8", &MU, &half_wide),
+            ("sigma", "<f8", &SIGMA, &half_wide),
+            ("mu_s", "<f4", &MU_S, &half),
+            ("sigma_s", "<f8", &SIGMA_S, &half_wide),
+            ("mu_clip", "<f4", &[512], &half),
+        ])
+        .unwrap();
+        let [narrow_pool, wide_pool] = [&narrow, &wide].map(|stored| stored.pool.as_ref().unwrap());
+        assert!(narrow_pool.mean().equal(wide_pool.mean()) && narrow_pool.covariance().equal(wide_pool.covariance()));
+        assert_eq!((narrow_pool.mean().double_value(&[3]), narrow_pool.mean().kind()), (0.5, tch::Kind::Double));
+        assert!(narrow.spatial.is_none() && wide.spatial.is_some() && wide.made_with.is_none());
+        assert!(!stored(&[("arr_0", "|u1", &[2, 4, 4, 3], &[9])]).unwrap().has_statistics());
+    }
+
+    #[test]
+    fn statistics_that_do_not_fit_are_refused_in_one_sentence() {
+        let (half, nan) = (0.5f32.to_le_bytes(), f32::NAN.to_le_bytes());
+        let sigma: (&str, &str, &[u64], &[u8]) = ("sigma", "<f4", &SIGMA, &half);
+        for (arrays, part) in [
+            (&[("mu", "<f4", &MU[..], &half[..])][..], "has no array \"sigma\", but \"mu\""),
+            (&[sigma], "has no array \"mu\", but \"sigma\""),
+            (&[("mu", "<f4", &MU, &nan), sigma], "array \"mu\": it has a value that is not finite"),
+            (
+                &[("mu", "<f4", &MU, &half), ("sigma", "<f4", &SIGMA, &nan)],
+                "array \"sigma\": it has a value that is not finite",
+            ),
+            (
+                &[("mu", "<f4", &[768], &half), sigma],
+                "array \"mu\": its shape is [768], and Inception's features make it [2048]",
+            ),
+            (&[("mu", "<f4", &MU, &half), ("sigma", "<f4", &[2048], &half)], "array \"sigma\": its shape is [2048]"),
+            (
+                &[("mu_s", "<f4", &MU, &half), ("sigma_s", "<f4", &SIGMA_S, &half)],
+                "array \"mu_s\": its shape is [2048]",
+            ),
+            (&[(MADE_WITH, "|u1", &[3], b"0")], "array \"made_with\": it is not 16 digits of u1"),
+        ] {
+            let error = stored(arrays).unwrap_err();
+            assert!(error.contains("reference.npz: ") && error.contains(part), "{error} lacks {part}");
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! Features that were computed beforehand, in an `.npz` file: `pool_3` `[N, 2048]`, and if they are known `spatial` `[N, 2023]`
 //! and `logits` `[N, 1008]` (what they are: [`InceptionFeatures`](crate::nets::inception::InceptionFeatures)); f4 or f8.
+//! `sampling`, u1, is the record of how the pictures were sampled, JSON, where [`save`] was given one.
 
 use std::path::Path;
 
@@ -13,6 +14,9 @@ use crate::nets::inception::{CLASSES, POOL, SPATIAL};
 
 /// Name and width of the arrays.
 const POOLED: (&str, i64) = ("pool_3", POOL);
+const SAMPLING: &str = "sampling";
+/// Longer records are refused: ours have a few kilobytes.
+const MAX_SAMPLING: usize = 1 << 20;
 const OTHERS: [(&str, i64); 2] = [("spatial", SPATIAL), ("logits", CLASSES)];
 /// Rows that are read together.
 const BATCH: u64 = 256;
@@ -59,6 +63,24 @@ impl StoredFeatures {
         Ok(Self { pool, others: [spatial?, logits?], count, next: 0 })
     }
 
+    /// How the pictures were sampled, JSON, where the file says it.
+    ///
+    /// # Errors
+    /// [`NpzError`]; also for an array that is no text.
+    pub fn sampling(npz: &Npz) -> Result<Option<String>, NpzError> {
+        if !npz.has(SAMPLING) {
+            return Ok(None);
+        }
+        let mut array = npz.array(SAMPLING)?;
+        let len = match *array.shape() {
+            [len] if array.descr() == "|u1" && len <= MAX_SAMPLING => len,
+            _ => return Err(array.wrong(format!("it is no text of u1, of {MAX_SAMPLING} bytes at most"))),
+        };
+        let mut text = vec![0; len];
+        array.read(&mut text)?;
+        String::from_utf8(text).map(Some).map_err(|_| array.wrong("it is no text".to_owned()))
+    }
+
     /// Number of pictures that they are of.
     pub fn count(&self) -> u64 {
         self.count
@@ -103,16 +125,20 @@ impl Source for StoredFeatures {
     }
 }
 
-/// Writes the features of a set whose sink kept them ([`keeping`](super::features::CollectFeatures::keeping)), as f4, and the
-/// xxh3 of the `inception` weights that made them.
+/// Writes the features of a set whose sink kept them ([`Keep::All`](super::features::Keep::All)), as f4, the xxh3 of the
+/// `inception` weights that made them, and how the pictures were sampled, if that is known.
 ///
 /// # Errors
 /// [`NpzError::Write`].
-pub fn save(path: &Path, statistics: &Statistics, inception: u64) -> Result<(), NpzError> {
+pub fn save(path: &Path, statistics: &Statistics, inception: u64, sampling: Option<&str>) -> Result<(), NpzError> {
     let mut file = NpzFile::create(path)?;
     let made_with = format!("{inception:016x}");
     file.array(MADE_WITH, "|u1", &[made_with.len() as u64])?;
     file.append(made_with.as_bytes())?;
+    if let Some(sampling) = sampling {
+        file.array(SAMPLING, "|u1", &[sampling.len() as u64])?;
+        file.append(sampling.as_bytes())?;
+    }
     let [spatial, logits] = statistics.kept.each_ref().map(Option::as_ref);
     let arrays = [Some(&statistics.features), spatial, logits];
     for ((name, width), tensor) in [POOLED].into_iter().chain(OTHERS).zip(arrays) {
@@ -136,13 +162,15 @@ mod tests {
     use tch::Device;
 
     use super::*;
-    use crate::evaluate::features::CollectFeatures;
+    use crate::evaluate::features::{CollectFeatures, Keep};
     use crate::evaluate::reference::Stored;
     use crate::method::random;
 
     fn collected(path: &Path) -> Result<Statistics, String> {
         let source = StoredFeatures::open(&Npz::open(path).map_err(|error| error.to_string())?);
-        let flow = Flow::from(source.map_err(|error| error.to_string())?).into(CollectFeatures::keeping(true));
+        let source = source.map_err(|error| error.to_string())?;
+        let sink = CollectFeatures::of(source.count(), Keep::All);
+        let flow = Flow::from(source).into(sink);
         flow.run(&Runtime::default()).map(|finished| finished.output).map_err(|error| error.to_string())
     }
 
@@ -157,9 +185,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("features.npz");
         let saved = drawn(300);
-        save(&path, &saved, 7).unwrap();
-        let stored = Stored::read(&Npz::open(&path).unwrap()).unwrap();
-        assert_eq!(stored.made_with.as_deref(), Some("0000000000000007"));
+        save(&path, &saved, 7, Some("{}")).unwrap();
+        let npz = Npz::open(&path).unwrap();
+        assert_eq!(Stored::read(&npz).unwrap().made_with.as_deref(), Some("0000000000000007"));
+        assert_eq!(StoredFeatures::sampling(&npz).unwrap().as_deref(), Some("{}"));
         let found = collected(&path).unwrap();
         assert_eq!((found.count, found.features.equal(&saved.features)), (300, true));
         for (found, saved) in found.kept.iter().zip(&saved.kept) {
@@ -167,7 +196,8 @@ mod tests {
         }
         // One without the other.
         let [_, logits] = saved.kept;
-        save(&path, &Statistics { kept: [None, logits], ..saved }, 7).unwrap();
+        save(&path, &Statistics { kept: [None, logits], ..saved }, 7, None).unwrap();
+        assert_eq!(StoredFeatures::sampling(&Npz::open(&path).unwrap()).unwrap(), None);
         let alone = collected(&path).unwrap();
         assert!(alone.kept[0].is_none() && alone.kept[1].is_some() && alone.spatial.is_none());
         assert!(found.pool.is_some() && found.spatial.is_some() && found.score.is_some());
@@ -205,5 +235,10 @@ mod tests {
             let error = write(arrays, byte).unwrap_err();
             assert!(error.contains(part), "{error} lacks {part}");
         }
+        write(&[pool], 0).unwrap();
+        let bytes = fs::read(&path).unwrap();
+        let at = bytes.windows(5).position(|window| window == b"False").unwrap();
+        fs::write(&path, [&bytes[..at], b"True ", &bytes[at + 5..]].concat()).unwrap();
+        assert!(collected(&path).unwrap_err().contains("it is in Fortran order; save numpy.ascontiguousarray of it"));
     }
 }

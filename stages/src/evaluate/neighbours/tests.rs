@@ -17,6 +17,15 @@ fn pictures(rows: impl IntoIterator<Item = (i32, Vec<u8>)>) -> Arc<Pictures> {
     Arc::new(pictures)
 }
 
+#[test]
+fn the_hash_of_pictures_is_of_values_and_classes() {
+    let of = |rows: [(i32, Vec<u8>); 2]| pictures(rows).xxh3();
+    let first = of([(0, flat(3)), (1, flat(9))]);
+    assert_eq!(first, of([(0, flat(3)), (1, flat(9))]));
+    assert_ne!(first, of([(0, flat(3)), (1, flat(8))]));
+    assert_ne!(first, of([(0, flat(3)), (2, flat(9))]));
+}
+
 fn flat(value: u8) -> Vec<u8> {
     vec![value; VALUES]
 }
