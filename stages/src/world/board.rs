@@ -233,49 +233,9 @@ impl Pulse {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use std::io::{Read, Write};
-    use std::net::{TcpListener, TcpStream};
-    use std::sync::atomic::{AtomicBool, Ordering};
-
+mod tests {
     use super::*;
-
-    /// A port that leads to that of a store, until it is cut: then what is sent arrives nowhere, and nobody is told.
-    #[derive(Debug)]
-    pub(in super::super) struct Wire {
-        pub(in super::super) port: u16,
-        cut: Arc<AtomicBool>,
-    }
-
-    impl Wire {
-        pub(in super::super) fn to(store: u16) -> Self {
-            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-            let (port, cut) = (listener.local_addr().unwrap().port(), Arc::new(AtomicBool::new(false)));
-            let is_cut = Arc::clone(&cut);
-            thread::spawn(move || {
-                for near in listener.incoming() {
-                    let (near, far) = (near.unwrap(), TcpStream::connect(("127.0.0.1", store)).unwrap());
-                    let back = (far.try_clone().unwrap(), near.try_clone().unwrap());
-                    for (mut from, mut to) in [(near, far), back] {
-                        let is_cut = Arc::clone(&is_cut);
-                        thread::spawn(move || {
-                            let mut bytes = [0; 4096];
-                            while let Ok(len @ 1..) = from.read(&mut bytes) {
-                                if !is_cut.load(Ordering::SeqCst) && to.write_all(&bytes[..len]).is_err() {
-                                    break;
-                                }
-                            }
-                        });
-                    }
-                }
-            });
-            Self { port, cut }
-        }
-
-        pub(in super::super) fn cut(&self) {
-            self.cut.store(true, Ordering::SeqCst);
-        }
-    }
+    use crate::world::wire::Wire;
 
     fn place(port: u16) -> Place {
         Place { host: "127.0.0.1".into(), port, prefix: "test".into() }

@@ -205,7 +205,7 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::world::board::tests::Wire;
+    use crate::world::wire::Wire;
 
     /// Runs `process` for each of `processes` as a thread.
     fn meet<T: Send>(processes: usize, timeout: Duration, run: impl Fn(usize, Meeting) -> T + Sync) -> Vec<T> {

@@ -24,6 +24,8 @@ pub mod launch;
 pub mod meeting;
 pub mod peers;
 pub mod share;
+#[cfg(test)]
+mod wire;
 
 use crate::native::NativeError;
 
