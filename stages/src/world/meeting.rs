@@ -9,7 +9,7 @@
 //! | `verdict/P` | what differs between process P and process 0, or nothing |
 //! | `start` | steps that the run has done |
 //! | `started/P` | process P knows them |
-//! | `pulse/P` | process P lives: another value every second ([`super::board`]) |
+//! | `pulse/P` | process P lives: another value every 2 s (`board.rs`) |
 //! | `failed` | why a rank ended, of the first that did |
 //! | `left/P` | process P knows that the run has ended |
 //! | `joined/R` | rank R is about to join the others ([`super::peers`]) |
