@@ -103,19 +103,7 @@ fn the_five_numbers_are_those_of_torch_fidelity_and_the_adm_evaluator() {
         assert_eq!(again[key], found[key], "{key}");
     }
     assert_eq!(again["reference_statistics_stored"], true);
-    // The same names with another pixel are another reference, and without a record of sampling other samples.
-    let hash = |found: &Value, key: &str| found[key].as_str().unwrap_or_else(|| panic!("{key} in {found}")).to_owned();
-    assert_eq!((found["sampling"].clone(), hash(&found, "samples").len()), (Value::Null, 16));
-    let first = reference.join("000000.png");
-    let mut picture = image::open(&first).unwrap().into_rgb8();
-    picture.put_pixel(3, 3, image::Rgb([1, 2, 3]));
-    picture.save(&first).unwrap();
-    let other: Value = serde_json::from_str(&succeed(&format!("{line} --json"), &paths)).unwrap();
-    assert_ne!(hash(&other, "reference"), hash(&found, "reference"));
-    assert_eq!(hash(&other, "samples"), hash(&found, "samples"));
-    // Kept where nobody said where.
-    let kept = fs::read_to_string(folder.path().join("samples.inception.json")).unwrap();
-    assert_eq!(serde_json::from_str::<Value>(&kept).unwrap(), other);
+    assert!(found["sampling"].is_null() && found["samples"].is_string(), "{found}");
     fs::copy(reference.join("000000.png"), reference.join("a.jpg")).unwrap();
     image::RgbImage::new(8, 8).save(reference.join("b.png")).unwrap();
     refuse(line, &paths, "b.png: 8x8 pixels, and those before it have 56x40");
@@ -135,7 +123,7 @@ fn what_cannot_be_measured_is_refused_in_one_sentence() {
     pictures(&samples, 3000, 4);
     pictures(&one, 3000, 1);
     fs::create_dir(&smaller).unwrap();
-    image::RgbImage::new(8, 8).save(smaller.join("0.png")).unwrap();
+    (0..2).for_each(|i| image::RgbImage::new(8, 8).save(smaller.join(format!("{i}.png"))).unwrap());
     refuse(line, &[&samples, &samples, &other], "the weights do not fit the network: 471 missing: ");
     refuse(line, &[&samples, &samples, &folder.path().join("none")], "the weights cannot be read");
     refuse(line, &[&one, &samples, &other], "holds 1 picture, and a distance of distributions needs two at least");
@@ -214,11 +202,11 @@ fn a_reference_of_statistics_or_of_pictures_alone_gives_the_numbers_that_it_can(
         assert!(whole[key].is_f64(), "{key} in {whole}");
     }
     assert_eq!((&whole["reference_count"], &whole["reference_statistics_stored"]), (&4.into(), &true.into()));
-    let alone = evaluate("features.npz", "none.npz", "");
-    assert_eq!((&alone["fid"], &alone["sfid"]), (&whole["fid"], &whole["sfid"]));
-    assert!(alone["precision"].is_null() && alone["recall"].is_null() && alone["reference_count"] == 0, "{alone}");
     let said = succeed(line, &[&at("features.npz"), &at("none.npz"), &inception]);
     assert_eq!(said.matches("unavailable: that needs four samples and four reference pictures").count(), 2, "{said}");
+    let alone: Value = serde_json::from_str(&fs::read_to_string(at("features.inception.json")).unwrap()).unwrap();
+    assert_eq!((&alone["fid"], &alone["sfid"]), (&whole["fid"], &whole["sfid"]));
+    assert!(alone["precision"].is_null() && alone["recall"].is_null() && alone["reference_count"] == 0, "{alone}");
 
     // The statistics of Inception's pool alone, and pictures alone.
     let copy = |names: &[&str], to: &str| {
@@ -347,6 +335,17 @@ fn without_inception_weights_latents_are_compared() {
     // Fewer pictures than features: eigenvalues that should be 0 are rounded.
     let distance = |found: &Value| found["latent_frechet"].as_f64().unwrap();
     assert!(distance(&same).abs() < 1e-6 * distance(&found), "{same}");
+    // The same names with another pixel are another reference; and it is kept where nobody said where.
+    let first = reference.join("8.png");
+    let mut picture = image::open(&first).unwrap().into_rgb8();
+    picture.put_pixel(3, 3, image::Rgb([1, 2, 3]));
+    picture.save(&first).unwrap();
+    let other: Value = serde_json::from_str(&succeed(&format!("{line} --json"), &[&samples, &reference])).unwrap();
+    let kept = fs::read_to_string(folder.path().join("0.vae.json")).unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&kept).unwrap(), other);
+    let hash = |found: &Value, key: &str| found[key].as_str().unwrap_or_else(|| panic!("{key} in {found}")).to_owned();
+    assert_ne!(hash(&other, "reference"), hash(&found, "reference"));
+    assert_eq!(hash(&other, "samples"), hash(&found, "samples"));
     let said = succeed(line, &[&samples, &reference]);
     assert!(said.contains("Frechet distance of latents (no FID)"), "{said}");
 }
