@@ -168,7 +168,7 @@ pub fn newest<T>(
         match read(&path) {
             Ok(content) => return Ok(Some(Newest { step, path, content, passed_over })),
             Err(error @ (CheckpointError::Unreadable { .. } | CheckpointError::Newer { .. })) => {
-                passed_over.push(error)
+                passed_over.push(error);
             }
             Err(error) => return Err(error),
         }
