@@ -263,7 +263,15 @@ fn processes_that_were_started_differently_refuse_to_begin() {
         refused(format!("{ours} --bucket-mib 1"), "values of a bucket is 6553600", "262144");
     });
     thread::scope(|scope| {
-        scope.spawn(|| refused(other_build.as_os_str(), &data, &ours, "version is 0.1.0, build ", ""));
+        scope.spawn(|| {
+            refused(
+                other_build.as_os_str(),
+                &data,
+                &ours,
+                concat!("version is ", env!("CARGO_PKG_VERSION"), ", build "),
+                "",
+            )
+        });
         scope.spawn(|| refused(&program, &other_data, &ours, "data.dataset is ", ""));
     });
 

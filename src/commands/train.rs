@@ -91,7 +91,10 @@ pub(crate) fn run(args: &TrainArgs, runtime: &Runtime) -> Result<Ended> {
     let devices = match parse_local_devices(&args.devices, launch.as_ref().map_or(0, |launch| launch.local)) {
         Ok(devices) => devices,
         Err(error) => {
-            // The others wait for this process.
+            // The others wait for this process, which may have to wait for them first.
+            if launch.is_some() {
+                show::say(&error.to_string());
+            }
             if let Some(meeting) = launch.map(|launch| args.launching.meet(Some(launch), 1, runtime.interrupt())) {
                 meeting.ok().flatten().inspect(|meeting| meeting.tell_failure(&error.to_string()));
             }

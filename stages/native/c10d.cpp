@@ -22,12 +22,12 @@ static_assert(sizeof(c10d::ProcessGroupGloo::Options) >=
 
 namespace {
 
-// What libtorch reads from the environment, which has no lock: set while nothing else runs yet. What is set already stays.
+// What libtorch reads from the environment, which has no lock: set while nothing else runs yet.
 [[maybe_unused]] const bool configured = [] {
   // Its flight recorder looks up the group of each collective in a map of all groups of the process, and adds it, before it takes
   // its lock (FlightRecorder::recordWithResetEnabled): ranks that are threads of one process die in it. Without a buffer it
-  // returns before that, for Gloo and NCCL alike.
-  setenv("TORCH_FR_BUFFER_SIZE", "0", 0);
+  // returns before that, for Gloo and NCCL alike. Also where a user asks for one.
+  setenv("TORCH_FR_BUFFER_SIZE", "0", 1);
   // CleanUpOnly: NCCL's watchdog would end the process where a rank is lost, before it has said which.
   if (!getenv("NCCL_ASYNC_ERROR_HANDLING")) setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2", 0);
   return true;

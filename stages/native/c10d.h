@@ -40,7 +40,14 @@ struct Group {
   // Whether a collective has failed.
   std::shared_ptr<std::atomic<bool>> lost = std::make_shared<std::atomic<bool>>(false);
 
-  template <typename Begin> Work begin(Begin &&collective) const { return {collective(*backend), patience, lost}; }
+  template <typename Begin> Work begin(Begin &&collective) const {
+    try {
+      return {collective(*backend), patience, lost};
+    } catch (...) {
+      *lost = true;
+      throw;
+    }
+  }
 };
 
 extern "C" {

@@ -158,7 +158,7 @@ mod tests {
         }
     }
 
-    /// 20 steps of plain gradient descent, by parameter, and 50 of AdamW by flat norms of weights, average and moments: AdamW divides
+    /// 50 steps of plain gradient descent, by parameter, and 50 of AdamW by flat norms of weights, average and moments: AdamW divides
     /// by the size of a gradient, so that where the true one is 0, rounding is all there is.
     #[test]
     fn ranks_train_as_one_does() {
@@ -166,12 +166,16 @@ mod tests {
             descended(trainer, |trainer| gradients(trainer, together))
         };
         let adamw = |trainer: &mut Trainer, together: Option<&Together>| {
-            updated(trainer, |trainer| {
+            let ended = updated(trainer, |trainer| {
                 if let Some(together) = together.filter(|_| trainer.step.is_multiple_of(10)) {
                     together.check(trainer).unwrap();
                 }
                 gradients(trainer, together);
-            })
+            });
+            if let Some(together) = together {
+                together.check(trainer).unwrap();
+            }
+            ended
         };
         let specs = trainer(1, Kind::Float).parameters.specs().to_vec();
         let (one_descended, one_updated) =

@@ -13,6 +13,7 @@
 //! | `failed` | why a rank ended, of the first that did |
 //! | `left/P` | process P knows that the run has ended |
 //! | `joined/R` | rank R is about to join the others ([`super::peers`]) |
+//! | `joined` | rank 0 knows that of all |
 //! | `here/R` | rank R knows that ranks have lost each other, and answered then |
 //! | `stays/R` | nobody sets it: who waits for it watches the pulse of rank R |
 
@@ -305,7 +306,7 @@ mod tests {
             let wire = Wire::to(first.board.port());
             let mut launch = Launch { process: 1, serve: false, ..first.launch.clone() };
             launch.place.port = wire.port;
-            let meeting = Meeting::open_patiently(launch, 1, TIMEOUT, Duration::from_millis(500)).unwrap();
+            let meeting = Meeting::open_patiently(launch, 1, TIMEOUT, Duration::from_secs(2)).unwrap();
             wire.cut();
             meeting
         };
@@ -326,10 +327,10 @@ mod tests {
     /// Rank 2 dies, rank 0 notices it at once, rank 1 after it has computed for longer than a process may be silent.
     #[test]
     fn a_rank_that_computes_for_long_is_not_taken_for_lost() {
-        let silence = Duration::from_millis(500);
+        let silence = Duration::from_secs(2);
         let first = Meeting::open_patiently(Launch { processes: 3, ..Launch::alone() }, 1, TIMEOUT, silence).unwrap();
         let launch = first.launch.clone();
-        let computes = 5 * silence;
+        let computes = 3 * silence;
         let lost = |meeting: &Meeting, after: Duration| {
             let (peers, gradients) = meeting.joining(0).join(tch::Device::Cpu).unwrap();
             thread::sleep(after);
@@ -356,7 +357,7 @@ mod tests {
     /// Rank 1 stood still while rank 0 gave it up: what rank 0 said before it ended is no sign of life.
     #[test]
     fn a_rank_that_has_ended_since_it_answered_is_lost() {
-        let silence = Duration::from_millis(500);
+        let silence = Duration::from_secs(2);
         let first = Meeting::open_patiently(Launch { processes: 2, ..Launch::alone() }, 1, TIMEOUT, silence).unwrap();
         let launch = Launch { process: 1, serve: false, ..first.launch.clone() };
         thread::scope(|scope| {

@@ -14,6 +14,9 @@ use crate::method::parameters::{in_order, views};
 use crate::native::NativeError;
 use crate::native::c10d::{Group, Place, Store, Work};
 
+/// All ranks are about to join.
+const JOINED: &str = "joined";
+
 /// What one rank needs to find the others; sent to the thread that trains.
 #[derive(Debug, Clone)]
 pub struct Joining {
@@ -47,8 +50,17 @@ impl Joining {
     pub fn join(&self, device: Device) -> Result<(Peers, Group), WorldError> {
         let Self { rank, timeout, board, .. } = self;
         board.set(&format!("joined/{rank}"), b"")?;
-        // Connecting would neither hear that a rank has failed nor say which of them does not come.
-        board.hear(&format!("rank {rank}"), &self.of_ranks("joined"), *timeout, None)?;
+        // Connecting would neither hear that a rank has failed nor say which of them does not come. One alone looks at all of them:
+        // the store of a thousand ranks would be asked a million times.
+        let who = format!("rank {rank}");
+        if *rank == 0 {
+            let all = board.hear(&who, &self.of_ranks("joined"), *timeout, None).and_then(|_| board.set(JOINED, b""));
+            all.inspect_err(|error| board.tell_failure(&format!("{who} ended: {error}"), None))?;
+        } else {
+            let all = Wanted { key: JOINED.to_owned(), process: 0, whom: "rank 0".to_owned() };
+            // Rank 0 says first who does not come.
+            board.hear(&who, &[all], *timeout + board.silence(), None)?;
+        }
         let connect = |work: fn(&Self, Device) -> Result<Group, NativeError>| {
             let this = self.clone();
             bounded(*timeout, move || work(&this, device)).map_err(|error| self.lost(&error))
