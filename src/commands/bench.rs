@@ -36,7 +36,7 @@ pub(crate) fn run(args: &BenchArgs, runtime: &Runtime) -> Result<Outcome> {
 }
 
 /// No device holds more images of one step, and sizes that are computed from far more overflow.
-const MOST_BATCH: u64 = 1 << 20;
+pub(crate) const MOST_BATCH: u64 = 1 << 20;
 
 /// The largest resident set of the process so far. Not getrusage's, which begins with that of the process that started
 /// this one.

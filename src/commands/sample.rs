@@ -9,7 +9,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use pipeline::{Flow, Runtime};
-use stages::device::{Device, Kind, parse_local_devices, parse_precision};
+use stages::device::{Device, Kind, parse_local_devices, parse_precision, precision_name};
 use stages::load::feed::Scaling;
 use stages::method::config::{Backbone, LatentShape};
 use stages::method::sampler::{Diffusion, Guidance, Integrator};
@@ -22,6 +22,7 @@ use stages::sample::request::{Labels, Requests};
 use stages::sample::write::{WriteSamples, Written};
 use stages::world::share::Share;
 
+use crate::commands::bench::MOST_BATCH;
 use crate::commands::launching::ShareArgs;
 use crate::commands::sample::record::Record;
 use crate::commands::sample::source::Source;
@@ -174,8 +175,8 @@ pub(crate) fn run(args: &SampleArgs, runtime: &Runtime) -> Result<Ended> {
     if !(1..=MOST).contains(&args.count) {
         bail!("--count {}: give 1 to {MOST} images", args.count);
     }
-    if args.batch == 0 {
-        bail!("--batch 0 samples nothing; give 1 or more");
+    if !(1..=MOST_BATCH).contains(&args.batch) {
+        bail!("--batch {}: give 1 to {MOST_BATCH} images", args.batch);
     }
     let batch = args.batch.min(args.count);
     let all_settings = args.cfg.iter().map(|cfg| settings(args, *cfg)).collect::<Result<Vec<_>>>()?;
@@ -218,7 +219,7 @@ pub(crate) fn run(args: &SampleArgs, runtime: &Runtime) -> Result<Ended> {
         class_names,
         batch,
         device: if devices[0].is_cuda() { "cuda" } else { "cpu" },
-        precision: if kind == Kind::BFloat16 { "bf16" } else { "f32" },
+        precision: precision_name(kind),
         vae: vae_name,
         vae_xxh3: format!("{:016x}", opened.identity().weights_xxh3),
         scaling_factor: scaling.factor,

@@ -81,24 +81,34 @@ impl Record {
             || path.try_exists().with_context(|| format!("cannot read {}", path.display()))?
         {
             let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            let theirs: Value = serde_json::from_slice(&text)
+            let mut theirs: Value = serde_json::from_slice(&text)
                 .with_context(|| format!("{} is not JSON; give a new folder", path.display()))?;
             if let Some(difference) = difference(&theirs, &ours) {
                 bail!(
                     "{place} holds samples that were made otherwise ({difference}); give another --out, or remove it"
                 );
             }
-            if theirs["batch"] != ours["batch"] {
-                let [there, here] = [&theirs, &ours].map(|record| &record["batch"]);
-                if !is_all {
-                    bail!(
-                        "{place} was begun with --batch {there}, and shares of several processes are whole batches; give it again"
-                    );
-                }
+            // One number, or all sizes so far where it was begun with one and continued with another.
+            let mut sizes = match theirs["batch"].take() {
+                Value::Array(sizes) => sizes,
+                one => vec![one],
+            };
+            let ours = &ours["batch"];
+            if !is_all && sizes != [ours.clone()] {
+                bail!(
+                    "{place} was begun with --batch {}, and shares of several processes are whole batches; give it again",
+                    sizes[0]
+                );
+            }
+            if !sizes.contains(ours) {
                 show::say(&format!(
-                    "{place} was begun with --batch {there}: with {here} the images that are left may differ slightly from those \
-                     of one size, in f32 by a level in 0.1 % of the values"
+                    "{place} was begun with --batch {}: with {ours} the images that are left may differ slightly from those of one \
+                     size, in f32 by a level in 0.1 % of the values",
+                    sizes[0]
                 ));
+                sizes.push(ours.clone());
+                theirs["batch"] = Value::Array(sizes);
+                return write(folder, rank, &theirs);
             }
             return Ok(());
         }
@@ -111,18 +121,24 @@ impl Record {
                 );
             }
         }
-        // Durable before the first image, so that no image lies beside settings that nobody knows.
-        // Of one process: another may claim the folder at the same time, and says the same.
-        let part = folder.join(format!("{PART}{rank}"));
-        let write = || {
-            let mut file = fs::File::create(&part)?;
-            file.write_all(serde_json::to_string_pretty(&ours)?.as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&part, &path)?;
-            fs::File::open(folder)?.sync_all()
-        };
-        write().with_context(|| format!("cannot write {}", path.display()))
+        write(folder, rank, &ours)
     }
+}
+
+/// Makes `record` that of the samples in `folder`. Durable before the first image, so that no image lies beside settings that nobody
+/// knows.
+fn write(folder: &Path, rank: u64, record: &Value) -> Result<()> {
+    let path = folder.join(NAME);
+    // Of one process: another may claim the folder at the same time, and says the same.
+    let part = folder.join(format!("{PART}{rank}"));
+    let write = || {
+        let mut file = fs::File::create(&part)?;
+        file.write_all(serde_json::to_string_pretty(record)?.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&part, &path)?;
+        fs::File::open(folder)?.sync_all()
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Where something lies, what its hash stands for beside it; what changes no image; and what `claim` decides by itself.

@@ -106,28 +106,42 @@ pub enum Keep {
 }
 
 /// Rows that come in parts, in a tensor that has room for all of them: parts that are joined at the end are in memory twice.
+/// A number of rows that a file states and does not hold costs no more than one such tensor.
 #[derive(Debug)]
 struct Rows {
+    full: Vec<Tensor>,
     values: Option<Tensor>,
     room: i64,
     filled: i64,
 }
 
+/// Rows of one tensor, at most: 540 MB of `pool`.
+const ROOM: u64 = 65_536;
+
 impl Rows {
     fn with_room_for(count: u64) -> Self {
-        Self { values: None, room: count as i64, filled: 0 }
+        Self { full: Vec::new(), values: None, room: count.min(ROOM) as i64, filled: 0 }
     }
 
     fn push(&mut self, part: &Tensor) {
         let (rows, width) = part.size2().expect("features have two dimensions");
+        if self.filled + rows > self.room {
+            self.full.extend(self.values.take().map(|values| values.narrow(0, 0, self.filled)));
+            (self.room, self.filled) = (rows.max(ROOM as i64), 0);
+        }
         let options = (Kind::Float, Device::Cpu);
         let values = self.values.get_or_insert_with(|| Tensor::empty([self.room, width], options));
         values.narrow(0, self.filled, rows).copy_(part);
         self.filled += rows;
     }
 
-    fn finish(self) -> Option<Tensor> {
-        self.values.map(|values| values.narrow(0, 0, self.filled))
+    fn finish(mut self) -> Option<Tensor> {
+        let last = self.values?.narrow(0, 0, self.filled);
+        if self.full.is_empty() {
+            return Some(last);
+        }
+        self.full.push(last);
+        Some(Tensor::cat(&self.full, 0))
     }
 }
 

@@ -44,12 +44,17 @@ impl PrecisionRecall {
     /// Both numbers come from one matrix of distances, whose rows are the reference and whose columns are the samples. In f16
     /// that matters: |r|^2 - 2 r s is rounded before |s|^2 is added, so the transposed matrix has other roundings.
     pub fn of(samples: &Tensor, reference: &Tensor, arithmetic: Arithmetic) -> Self {
+        Self::in_blocks(samples, reference, arithmetic, BLOCK)
+    }
+
+    /// [`Self::of`] by blocks of so many rows and columns of the matrix.
+    fn in_blocks(samples: &Tensor, reference: &Tensor, arithmetic: Arithmetic, block: i64) -> Self {
         no_grad(|| {
-            let [of_samples, of_reference] = [samples, reference].map(|features| radii(features, arithmetic));
+            let [of_samples, of_reference] = [samples, reference].map(|features| radii(features, arithmetic, block));
             let [samples_within, reference_within] = [samples, reference]
                 .map(|features| Tensor::zeros([features.size()[0]], (Kind::Bool, features.device())));
-            for (rows, row_radii, mut row_within) in blocks_of(reference, &of_reference, &reference_within) {
-                for (columns, radii, mut within) in blocks_of(samples, &of_samples, &samples_within) {
+            for (rows, row_radii, mut row_within) in blocks_of(reference, &of_reference, &reference_within, block) {
+                for (columns, radii, mut within) in blocks_of(samples, &of_samples, &samples_within, block) {
                     let found = for_rows(&rows, &columns, arithmetic, |distances, from| {
                         let row_radii = row_radii.narrow(0, from, distances.size()[0]).unsqueeze(1);
                         [
@@ -72,11 +77,11 @@ impl PrecisionRecall {
 }
 
 /// Squared distance of each of `features` to its third nearest other, f32 `[N]`.
-fn radii(features: &Tensor, arithmetic: Arithmetic) -> Tensor {
+fn radii(features: &Tensor, arithmetic: Arithmetic, block: i64) -> Tensor {
     let of_block = |rows: Tensor| {
         // Itself at distance 0 is among them.
         let mut nearest: Option<Tensor> = None;
-        for columns in blocks(features) {
+        for columns in blocks(features, block) {
             let among = (NEIGHBOURS + 1).min(columns.size()[0]);
             let found = for_rows(&rows, &columns, arithmetic, |distances, _| distances.topk(among, -1, false, true).0);
             let found = Tensor::cat(&found, 0);
@@ -87,19 +92,24 @@ fn radii(features: &Tensor, arithmetic: Arithmetic) -> Tensor {
         }
         nearest.expect("features are not empty").select(1, NEIGHBOURS)
     };
-    let parts: Vec<Tensor> = blocks(features).map(of_block).collect();
+    let parts: Vec<Tensor> = blocks(features, block).map(of_block).collect();
     Tensor::cat(&parts, 0)
 }
 
 /// The blocks of some features, with their radii and a view of whether each is within a ball; a tie is within.
-fn blocks_of(features: &Tensor, radii: &Tensor, within: &Tensor) -> impl Iterator<Item = (Tensor, Tensor, Tensor)> {
-    let [features, radii, within] = [features, radii, within].map(|all| blocks(all).collect::<Vec<_>>());
+fn blocks_of(
+    features: &Tensor,
+    radii: &Tensor,
+    within: &Tensor,
+    block: i64,
+) -> impl Iterator<Item = (Tensor, Tensor, Tensor)> {
+    let [features, radii, within] = [features, radii, within].map(|all| blocks(all, block).collect::<Vec<_>>());
     features.into_iter().zip(radii).zip(within).map(|((features, radii), within)| (features, radii, within))
 }
 
-fn blocks(tensor: &Tensor) -> impl Iterator<Item = Tensor> + '_ {
+fn blocks(tensor: &Tensor, block: i64) -> impl Iterator<Item = Tensor> + '_ {
     let n = tensor.size()[0];
-    (0..n).step_by(BLOCK as usize).map(move |from| tensor.narrow(0, from, BLOCK.min(n - from)))
+    (0..n).step_by(block as usize).map(move |from| tensor.narrow(0, from, block.min(n - from)))
 }
 
 /// What `take` makes of the squared distances of some rows to all `columns`, f32 `[R, M]`, and of the first row's number, until
@@ -179,9 +189,11 @@ mod tests {
             let share = |within: Tensor| within.to_kind(Kind::Double).mean(Kind::Double).double_value(&[]);
             let precision = share(matrix.le_tensor(&radii(&reference).unsqueeze(1)).any_dim(0, false));
             let recall = share(matrix.le_tensor(&radii(&samples)).any_dim(1, false));
-            let found = PrecisionRecall::of(&samples, &reference, arithmetic);
-            assert_eq!(found, PrecisionRecall { precision, recall }, "{arithmetic:?}");
-            assert!(precision < 1.0 && recall < 1.0, "{found:?}");
+            for block in [BLOCK, 500] {
+                let found = PrecisionRecall::in_blocks(&samples, &reference, arithmetic, block);
+                assert_eq!(found, PrecisionRecall { precision, recall }, "{arithmetic:?}, {block}");
+            }
+            assert!(precision < 1.0 && recall < 1.0);
         }
     }
 
