@@ -37,6 +37,11 @@ fn code(text: &str) -> &str {
     text.split("#[cfg(test)]\nmod tests {").next().unwrap()
 }
 
+/// Those sources that are no file of tests.
+fn sources_of_code(folder: &str) -> impl Iterator<Item = (PathBuf, String)> {
+    sources(folder).into_iter().filter(|(path, _)| path.file_stem().is_some_and(|stem| stem != "tests"))
+}
+
 fn name(path: &Path) -> String {
     path.strip_prefix(root()).unwrap().display().to_string()
 }
@@ -69,7 +74,7 @@ fn tensors_stay_in_stages_and_the_command_line_in_the_program() {
 #[test]
 fn no_lock_of_ours_lies_on_the_path_of_a_sample() {
     for folder in ["pipeline/src", "shards/src", "stages/src"] {
-        for (path, text) in sources(folder) {
+        for (path, text) in sources_of_code(folder) {
             for lock in ["Mutex", "Condvar", "RwLock"] {
                 let used = code(&text).lines().any(|line| line.contains(lock) && !line.trim_start().starts_with("//"));
                 assert!(!used, "{} uses {lock}", name(&path));
@@ -81,7 +86,7 @@ fn no_lock_of_ours_lies_on_the_path_of_a_sample() {
 #[test]
 fn threads_are_started_by_the_engine_alone() {
     for folder in ["shards/src", "stages/src", "src"] {
-        for (path, text) in sources(folder) {
+        for (path, text) in sources_of_code(folder) {
             let code = code(&text);
             for way in ["thread::spawn", "thread::Builder", "thread::scope"] {
                 assert!(!code.contains(way), "{} starts threads", name(&path));

@@ -32,7 +32,7 @@ fn a_run_is_probed_on_held_out_data_and_says_what_does_not_fit() {
     assert!((0.0..=1.0).contains(&share) && found["linear_probe_chance"].as_f64() >= Some(1.0 / 3.0), "{found}");
     assert!(found["latent_frechet"]["samples"].as_f64() > found["latent_frechet"]["real_halves"].as_f64(), "{found}");
     assert_eq!(probe("--samples 8 --steps 2"), found, "the same command measures the same");
-    assert_eq!((&found["version"], &found["precision"]), (&env!("CARGO_PKG_VERSION").into(), &"Float".into()));
+    assert_eq!((&found["version"], &found["precision"]), (&env!("CARGO_PKG_VERSION").into(), &"f32".into()));
     assert_eq!((&found["seed"], &found["fit_dataset"]), (&0.into(), &Value::Null));
     let config: toml::Table = fs::read_to_string(run.join("config.toml")).unwrap().parse().unwrap();
     assert_eq!(found["dataset"].as_str(), config["data"]["dataset"].as_str());

@@ -49,10 +49,12 @@ fn what_cannot_be_timed_is_refused_in_one_sentence() {
 
 /// jemalloc prints its settings when the program ends: the kernel does not get memory back between two steps.
 #[test]
-fn freed_memory_is_kept_for_the_next_step() {
+fn settings_of_the_allocator_are_in_force() {
     let output = pipeline().arg("--version").env("MALLOC_CONF", "stats_print:true").output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
-    for setting in ["dirty_decay_ms: 10000", "muzzy_decay_ms: 10000", "oversize_threshold: 0"] {
+    for setting in
+        ["background_thread: true", "dirty_decay_ms: 10000", "muzzy_decay_ms: 10000", "oversize_threshold: 0"]
+    {
         assert!(said.contains(&format!("opt.{setting}")), "{setting} in\n{said}");
     }
 }

@@ -11,7 +11,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use pipeline::{Flow, Runtime};
 use shards::Dataset;
-use stages::device::{Device, parse_devices, parse_precision};
+use stages::device::{Device, parse_devices, parse_precision, precision_name};
 use stages::evaluate::frechet::LatentDistance;
 use stages::load::feed::{Feeder, Scaling};
 use stages::load::{self, LoadConfig};
@@ -189,7 +189,7 @@ pub(crate) fn run(args: &ProbeArgs, runtime: &Runtime) -> Result<Outcome> {
     let found = Found {
         version: env!("CARGO_PKG_VERSION"),
         weights_xxh3,
-        precision: format!("{kind:?}"),
+        precision: precision_name(kind),
         seed: args.seed,
         dataset: identity,
         fit_dataset,

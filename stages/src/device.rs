@@ -115,6 +115,11 @@ pub fn parse_precision(text: &str, device: Device) -> Result<Kind, DeviceError> 
     }
 }
 
+/// A dtype as [`parse_precision`] takes it: `f32` or `bf16`.
+pub fn precision_name(kind: Kind) -> &'static str {
+    if kind == Kind::BFloat16 { "bf16" } else { "f32" }
+}
+
 #[cfg(target_arch = "x86_64")]
 fn multiplies_bf16() -> bool {
     std::arch::is_x86_feature_detected!("avx512bf16")

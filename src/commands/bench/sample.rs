@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Result, anyhow, bail};
 use clap::Args;
 use serde_json::{Value, json};
-use stages::device::{parse_devices, parse_precision, training_arithmetic};
+use stages::device::{parse_devices, parse_precision, precision_name, training_arithmetic};
 use stages::load::synthetic::Synthetic;
 use stages::method::config::{Backbone, LatentShape};
 use stages::method::sampler::{Diffusion, Guidance, Integrator};
@@ -106,7 +106,7 @@ pub(crate) fn run(args: &BenchSampleArgs) -> Result<Outcome> {
         "sampler": settings.sampler,
         "steps": args.steps,
         "share_encoder": share_encoder,
-        "precision": format!("{kind:?}"),
+        "precision": precision_name(kind),
         "arithmetic": training_arithmetic(device, kind),
         "images_per_s": args.batch as f64 / median,
         "seconds_a_batch": { "median": median, "least": times[0], "most": times[times.len() - 1] },

@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use clap::Args;
 use serde_json::{Value, json};
-use stages::device::{parse_devices, parse_precision, training_arithmetic};
+use stages::device::{parse_devices, parse_precision, precision_name, training_arithmetic};
 use stages::load::synthetic::Synthetic;
 use stages::method::config::LatentShape;
 use stages::method::cost::ForwardMacs;
@@ -116,7 +116,7 @@ pub(crate) fn run(args: &BenchStepArgs) -> Result<Outcome> {
     let found = json!({
         "preset": args.preset,
         "batch": batch,
-        "precision": format!("{kind:?}"),
+        "precision": precision_name(kind),
         "arithmetic": training_arithmetic(device, kind),
         "steps": args.steps,
         "images_per_s": images_per_s,

@@ -16,7 +16,7 @@ pub(super) struct Found {
     /// xxh3 of the averaged weights, f32 in the order of the layout.
     pub(super) weights_xxh3: String,
     /// Dtype of the network.
-    pub(super) precision: String,
+    pub(super) precision: &'static str,
     /// Of noise, times and samples.
     pub(super) seed: u64,
     /// Identity of the held-out dataset, as its manifest has it.

@@ -177,7 +177,7 @@ mod tests {
         Found {
             version: "",
             weights_xxh3: String::new(),
-            precision: "Float".into(),
+            precision: "f32",
             seed: 0,
             dataset: String::new(),
             fit_dataset: None,

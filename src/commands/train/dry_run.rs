@@ -1,6 +1,6 @@
 //! What `pipeline train --dry-run` says below the configuration: what the run would cost.
 
-use stages::device::{Device, Kind};
+use stages::device::{Device, Kind, precision_name};
 use stages::load::LoadMemory;
 use stages::method::config::LatentShape;
 use stages::method::cost::{DeviceMemory, ForwardMacs, snapshot_bytes};
@@ -68,7 +68,7 @@ pub(super) fn lines(
         lines.push(memory_line(memory));
     }
     lines.push(length);
-    lines.push(format!("device: {device:?}, computing in {kind:?}"));
+    lines.push(format!("device: {device:?}, computing in {}", precision_name(kind)));
     lines
 }
 
