@@ -270,7 +270,7 @@ fn processes_that_were_started_differently_refuse_to_begin() {
                 &ours,
                 concat!("version is ", env!("CARGO_PKG_VERSION"), ", build "),
                 "",
-            )
+            );
         });
         scope.spawn(|| refused(&program, &other_data, &ours, "data.dataset is ", ""));
     });
