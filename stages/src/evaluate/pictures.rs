@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::{fmt, fs, io};
 
 use pipeline::{BoxError, Emit, Regroup, Source, Stop};
@@ -168,37 +169,20 @@ impl Source for NpzPictures {
 
 /// What identifies pictures: xxh3 of rows and columns, and then of the values of all of them in their order. Clones are one and
 /// the same, so that it can be asked when the pictures have gone by.
-#[derive(Clone, Default)]
-pub struct PictureHash(Arc<Mutex<Option<Xxh3>>>);
+#[derive(Debug, Clone, Default)]
+pub struct PictureHash(Arc<AtomicU64>);
 
 impl PictureHash {
-    /// Takes in the next pictures of `height` rows and `width` columns.
-    fn add(&self, height: usize, width: usize, values: &[u8]) {
-        let mut hash = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        hash.get_or_insert_with(|| {
-            let mut hash = Xxh3::new();
-            [height, width].iter().for_each(|side| hash.update(&(*side as u64).to_le_bytes()));
-            hash
-        })
-        .update(values);
-    }
-
     /// Of all pictures that have gone by; 0 if none has.
     pub fn digest(&self) -> u64 {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map_or(0, Xxh3::digest)
-    }
-}
-
-impl fmt::Debug for PictureHash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "PictureHash({:016x})", self.digest())
+        self.0.load(Ordering::Acquire)
     }
 }
 
 /// Regroup: decoded files, which have one size, to batches.
-#[derive(Debug)]
 pub struct GatherPictures {
-    hash: PictureHash,
+    hash: Xxh3,
+    told: PictureHash,
     batch: usize,
     size: Option<(usize, usize)>,
     first: u64,
@@ -206,17 +190,27 @@ pub struct GatherPictures {
     values: Vec<u8>,
 }
 
+impl fmt::Debug for GatherPictures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GatherPictures").field("batch", &self.batch).field("size", &self.size).finish_non_exhaustive()
+    }
+}
+
 impl GatherPictures {
-    /// Batches of `batch`, which `hash` is told of.
-    pub fn of(batch: usize, hash: PictureHash) -> Self {
-        Self { hash, batch: batch.max(1), size: None, first: 0, count: 0, values: Vec::new() }
+    /// Batches of `batch`, which `told` is told of.
+    pub fn of(batch: usize, told: PictureHash) -> Self {
+        Self { hash: Xxh3::new(), told, batch: batch.max(1), size: None, first: 0, count: 0, values: Vec::new() }
     }
 
     fn send(&mut self, out: &mut Emit<'_, PictureBatch>) -> Result<(), BoxError> {
         let Some((height, width)) = self.size.filter(|_| self.count > 0) else { return Ok(()) };
         let (first, count) = (self.first, std::mem::take(&mut self.count));
+        if self.first == 0 {
+            [height, width].iter().for_each(|side| self.hash.update(&(*side as u64).to_le_bytes()));
+        }
         self.first += count as u64;
-        self.hash.add(height, width, &self.values);
+        self.hash.update(&self.values);
+        self.told.0.store(self.hash.digest(), Ordering::Release);
         out.send(PictureBatch { first, count, height, width, values: std::mem::take(&mut self.values) })?;
         Ok(())
     }
