@@ -1,7 +1,7 @@
 // Gradients are summed over the ranks while the backward pass still computes others.
 //
-// As DistributedDataParallel does it (Li et al. 2020, "PyTorch Distributed", section 3.2.3), on one flat buffer: buckets are slices
-// of it and nothing is copied. They are sent in a fixed order, since all ranks must call a group's collectives in the same one.
+// As DistributedDataParallel does it (Li et al. 2020, "PyTorch Distributed", section 3.2.3), on one flat buffer, of which buckets are
+// slices. They are sent in a fixed order, since all ranks must call a group's collectives in the same one.
 #include "c10d.h"
 
 #include <exception>
@@ -10,29 +10,31 @@
 #include <torch/csrc/autograd/utils/lambda_post_hook.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include "gradients.h"
 #include "guarded.h"
 
 namespace {
 
 struct Bucket {
   int64_t start, len;
-  // Gradients in all, and those that this pass has not reached.
-  size_t parameters = 0, missing = 0;
+  // The leaves `first .. end`, and how many of them this pass has not reached.
+  size_t first, end, missing = 0;
 };
 
 class Exchange {
  public:
-  Exchange(Group group, at::ArrayRef<torch::Tensor> leaves, torch::Tensor gradients, torch::Tensor computed, int64_t bucket)
-      : group_(std::move(group)), gradients_(std::move(gradients)), computed_(std::move(computed)) {
+  Exchange(Group group, std::vector<torch::Tensor> of_leaves, torch::Tensor gradients, int64_t bucket)
+      : group_(std::move(group)), leaves_(std::move(of_leaves)), gradients_(std::move(gradients)) {
+    const std::vector<torch::Tensor> &leaves = leaves_;
     int64_t end = gradients_.numel();
     std::vector<size_t> bucket_of(leaves.size());
     for (size_t i = leaves.size(); i-- > 0;) {
-      if (buckets_.empty() || buckets_.back().len >= bucket) buckets_.push_back({end, 0});
+      if (buckets_.empty() || buckets_.back().len >= bucket) buckets_.push_back({end, 0, i + 1, i + 1});
       Bucket &open = buckets_.back();
       end -= leaves[i].numel();
       open.start = end;
       open.len += leaves[i].numel();
-      open.parameters += 1;
+      open.first = i;
       bucket_of[i] = buckets_.size() - 1;
     }
     TORCH_CHECK(end == 0, "the parameters are not those of the gradients");
@@ -57,8 +59,9 @@ class Exchange {
     for (auto &[node, key] : nodes_) node->del_post_hook(key);
   }
 
-  void arm() {
-    for (Bucket &bucket : buckets_) bucket.missing = bucket.parameters;
+  void arm(bool add) {
+    for (Bucket &bucket : buckets_) bucket.missing = bucket.end - bucket.first;
+    add_ = add;
     sent_ = 0;
     works_.clear();
     failure_ = nullptr;
@@ -90,10 +93,11 @@ class Exchange {
       torch::NoGradGuard no_grad;
       const Bucket &bucket = buckets_[sent_];
       std::vector<at::Tensor> slice{gradients_.narrow(0, bucket.start, bucket.len)};
-      if (computed_.defined()) {
-        at::Tensor computed = computed_.narrow(0, bucket.start, bucket.len);
-        slice[0].add_(computed);
-        computed.zero_();
+      int64_t start = bucket.start;
+      for (size_t i = bucket.first; i < bucket.end; ++i) {
+        const torch::Tensor &leaf = leaves_[i];
+        take_gradient(leaf, gradients_.narrow(0, start, leaf.numel()).view_as(leaf), add_);
+        start += leaf.numel();
       }
       works_.push_back(group_.begin([&](auto &backend) { return backend.allreduce(slice); }));
       sent_ += 1;
@@ -103,29 +107,30 @@ class Exchange {
   }
 
   Group group_;
-  torch::Tensor gradients_, computed_;
+  std::vector<torch::Tensor> leaves_;
+  torch::Tensor gradients_;
   // In the order in which they are sent.
   std::vector<Bucket> buckets_;
   std::vector<std::pair<std::shared_ptr<torch::autograd::Node>, uintptr_t>> nodes_;
   std::vector<Work> works_;
   size_t sent_ = 0;
-  bool armed_ = false;
+  bool armed_ = false, add_ = false;
   std::exception_ptr failure_;
 };
 
 } // namespace
 
 char *dualpath_exchange_new(void *group, torch::Tensor *const *leaves, size_t count, torch::Tensor *gradients,
-                            torch::Tensor *computed, int64_t bucket, void **exchange) {
+                            int64_t bucket, void **exchange) {
   return guarded([&] {
     std::vector<torch::Tensor> parameters;
     for (size_t i = 0; i < count; ++i) parameters.push_back(*leaves[i]);
-    *exchange = new Exchange(*static_cast<Group *>(group), parameters, *gradients, computed ? *computed : torch::Tensor(), bucket);
+    *exchange = new Exchange(*static_cast<Group *>(group), std::move(parameters), *gradients, bucket);
   });
 }
 
-char *dualpath_exchange_arm(void *exchange) {
-  return guarded([&] { static_cast<Exchange *>(exchange)->arm(); });
+char *dualpath_exchange_arm(void *exchange, bool add) {
+  return guarded([&] { static_cast<Exchange *>(exchange)->arm(add); });
 }
 
 char *dualpath_exchange_finish(void *exchange, int64_t *early, int64_t *buckets) {

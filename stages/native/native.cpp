@@ -8,6 +8,7 @@
 #include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include "gradients.h"
 #include "guarded.h"
 
 namespace {
@@ -36,8 +37,8 @@ char *dualpath_uniform_(torch::Tensor *self, uint64_t seed) {
   });
 }
 
-char *dualpath_set_grad(torch::Tensor *parameter, torch::Tensor *grad) {
-  return guarded([&] { parameter->mutable_grad() = *grad; });
+char *dualpath_take_gradient(torch::Tensor *leaf, torch::Tensor *into, bool add) {
+  return guarded([&] { take_gradient(*leaf, *into, add); });
 }
 
 char *dualpath_fused_adamw_(torch::Tensor *parameters, torch::Tensor *gradients, torch::Tensor *exp_avg,

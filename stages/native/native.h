@@ -14,8 +14,8 @@ extern "C" {
 char *dualpath_normal_(torch::Tensor *self, uint64_t seed);
 char *dualpath_uniform_(torch::Tensor *self, uint64_t seed);
 
-// Makes `grad` the .grad of the leaf `parameter`: backward then accumulates into that very memory.
-char *dualpath_set_grad(torch::Tensor *parameter, torch::Tensor *grad);
+// Moves the gradient of `leaf` to `into`, as gradients.h says.
+char *dualpath_take_gradient(torch::Tensor *leaf, torch::Tensor *into, bool add);
 
 // One AdamW update over flat buffers of one shape (ATen's fused kernel): `step` is a f32 scalar tensor that is
 // advanced first. Gradients are divided by `grad_scale` (f32 scalar tensor) first, in place. `found_inf` (f32 scalar tensor)

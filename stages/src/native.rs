@@ -29,7 +29,7 @@ type tensor = *mut torch_sys::C_tensor;
 unsafe extern "C" {
     fn dualpath_normal_(this: tensor, seed: u64) -> *mut c_char;
     fn dualpath_uniform_(this: tensor, seed: u64) -> *mut c_char;
-    fn dualpath_set_grad(parameter: tensor, grad: tensor) -> *mut c_char;
+    fn dualpath_take_gradient(leaf: tensor, into: tensor, add: bool) -> *mut c_char;
     fn dualpath_fused_adamw_(
         parameters: tensor,
         gradients: tensor,
@@ -83,10 +83,11 @@ pub fn fill_uniform(tensor: &mut Tensor, seed: u64) -> Result<(), NativeError> {
     checked(unsafe { dualpath_uniform_(tensor.as_mut_ptr(), seed) })
 }
 
-/// Makes `grad` (same shape and dtype) the gradient of the leaf `parameter`; backward accumulates into it.
-pub fn set_grad(parameter: &mut Tensor, grad: &mut Tensor) -> Result<(), NativeError> {
-    // SAFETY: both are live tensors; libtorch counts its own reference to `grad`.
-    checked(unsafe { dualpath_set_grad(parameter.as_mut_ptr(), grad.as_mut_ptr()) })
+/// Moves the gradient of `leaf` to `into` (same shape, f32): in place of what is there, or added to it. A leaf without one counts
+/// as one of zeros; afterwards it has none.
+pub fn take_gradient(leaf: &Tensor, into: &mut Tensor, add: bool) -> Result<(), NativeError> {
+    // SAFETY: both are live tensors, and the callee keeps neither.
+    checked(unsafe { dualpath_take_gradient(leaf.as_ptr().cast_mut(), into.as_mut_ptr(), add) })
 }
 
 /// The flat f32 buffers that one AdamW update reads and writes; all of one length on one device.
@@ -179,14 +180,23 @@ mod tests {
     }
 
     #[test]
-    fn backward_accumulates_into_the_given_gradient() {
-        let flat = Tensor::zeros([4], (Kind::Float, Device::Cpu));
-        let mut parameter = Tensor::ones([2], (Kind::Float, Device::Cpu)).set_requires_grad(true);
-        set_grad(&mut parameter, &mut flat.narrow(0, 1, 2)).unwrap();
-        for _ in 0..2 {
-            (&parameter * 3.0).sum(Kind::Float).backward();
+    fn a_gradient_is_put_or_added_and_then_gone() {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            let flat = Tensor::full([4], 9.0, (Kind::Float, Device::Cpu));
+            let leaf = Tensor::ones([2], (kind, Device::Cpu)).set_requires_grad(true);
+            let backward = || (&leaf * 3.0).sum(Kind::Float).backward();
+            let take = |add| take_gradient(&leaf, &mut flat.narrow(0, 1, 2), add).unwrap();
+            let found = || Vec::<f32>::try_from(&flat).unwrap();
+            backward();
+            take(false);
+            assert_eq!(found(), [9.0, 3.0, 3.0, 9.0], "{kind:?}");
+            backward();
+            take(true);
+            take(true);
+            assert_eq!(found(), [9.0, 6.0, 6.0, 9.0], "{kind:?}");
+            take(false);
+            assert_eq!(found(), [9.0, 0.0, 0.0, 9.0], "{kind:?}");
         }
-        assert_eq!(Vec::<f32>::try_from(&flat).unwrap(), [0.0, 6.0, 6.0, 0.0]);
     }
 
     #[test]

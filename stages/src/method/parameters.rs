@@ -1,7 +1,8 @@
 //! The weights of a network in flat buffers.
 //!
 //! Master weights are one f32 buffer, gradients another; the tensors that the network computes with are views into
-//! a third buffer of the compute dtype, which is cast from the master once a step (in f32 it *is* the master). So
+//! a third buffer of the compute dtype, which is cast from the master once a step (in f32 it *is* the master). A backward pass
+//! leaves its gradients at those tensors, in their dtype, and from there they are moved, which costs one pass over memory. So
 //! clipping, AdamW, EMA, all-reduce and checkpoint are one pass over one buffer each, and there is one place where
 //! precision changes.
 
@@ -11,7 +12,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 use super::layout::ParameterSpec;
 use crate::native::c10d::{Exchange, Group};
-use crate::native::{NativeError, set_grad};
+use crate::native::{NativeError, take_gradient};
 
 /// Values of a bucket of gradients that ranks exchange, at least: 25 MiB, DistributedDataParallel's. Smaller ones begin earlier and
 /// cost more calls.
@@ -45,8 +46,9 @@ pub struct Parameters {
     /// f32, flat: gradients of the step, summed over its micro-batches.
     pub gradients: Tensor,
     compute: Tensor,
-    compute_gradients: Tensor,
     leaves: NamedTensors,
+    /// Views of `gradients`.
+    gradient_views: NamedTensors,
 }
 
 impl Parameters {
@@ -61,33 +63,21 @@ impl Parameters {
             // Drawn on the CPU, so that a run starts from the same weights on every device.
             view.shallow_clone().copy_(&spec.draw(seed, Device::Cpu)?);
         }
-        Self::from_master(specs, master, kind)
+        Ok(Self::from_master(specs, master, kind))
     }
 
     /// Trains on from given f32 weights.
-    ///
-    /// # Errors
-    /// libtorch's; none are known.
-    pub fn from_master(specs: Vec<ParameterSpec>, master: Tensor, kind: Kind) -> Result<Self, NativeError> {
+    pub fn from_master(specs: Vec<ParameterSpec>, master: Tensor, kind: Kind) -> Self {
         let gradients = master.zeros_like();
-        let (compute, compute_gradients) = if kind == Kind::Float {
-            (master.shallow_clone(), gradients.shallow_clone())
-        } else {
-            (master.to_kind(kind), gradients.to_kind(kind))
-        };
-        let mut leaves = NamedTensors::new();
-        let mut grads = views(&specs, &compute_gradients);
-        for (name, view) in views(&specs, &compute) {
-            // Detached, a view is a leaf of the graph that still shares the buffer's memory.
-            let mut leaf = view.detach().set_requires_grad(true);
-            let grad = grads.get_mut(&name).expect("both maps come from the same layout");
-            set_grad(&mut leaf, grad)?;
-            leaves.insert(name, leaf);
-        }
-        Ok(Self { specs, master, gradients, compute, compute_gradients, leaves })
+        let compute = if kind == Kind::Float { master.shallow_clone() } else { master.to_kind(kind) };
+        // Detached, a view is a leaf of the graph that still shares the buffer's memory.
+        let leaf = |(name, view): (String, Tensor)| (name, view.detach().set_requires_grad(true));
+        let leaves = views(&specs, &compute).into_iter().map(leaf).collect();
+        let gradient_views = views(&specs, &gradients);
+        Self { specs, master, gradients, compute, leaves, gradient_views }
     }
 
-    /// The tensors to compute with: leaves whose gradients land in [`Self::gradients`].
+    /// The tensors to compute with: leaves, whose gradients [`Self::collect_gradients`] takes.
     pub fn leaves(&self) -> &NamedTensors {
         &self.leaves
     }
@@ -102,20 +92,16 @@ impl Parameters {
         &self.specs
     }
 
-    /// Sets all gradients to 0, before the first micro-batch of a step.
-    pub fn zero_gradients(&mut self) {
-        let _ = self.gradients.zero_();
-        if !self.computes_in_f32() {
-            let _ = self.compute_gradients.zero_();
-        }
-    }
-
-    /// Adds what a backward pass left in the compute dtype to the f32 gradients: after every micro-batch.
-    pub fn collect_gradients(&mut self) {
-        if !self.computes_in_f32() {
-            let _ = self.gradients.g_add_(&self.compute_gradients.to_kind(Kind::Float));
-            let _ = self.compute_gradients.zero_();
-        }
+    /// Moves what a backward pass left at the leaves to [`Self::gradients`], after every micro-batch: of the first of a step in
+    /// place of what is there, of the others added to it.
+    ///
+    /// # Errors
+    /// libtorch's; none are known.
+    pub fn collect_gradients(&mut self, add: bool) -> Result<(), NativeError> {
+        self.leaves
+            .values()
+            .zip(self.gradient_views.values_mut())
+            .try_for_each(|(leaf, view)| take_gradient(leaf, view, add))
     }
 
     /// Sums [`Self::gradients`] over a group of ranks from now on, in buckets of at least `bucket` values.
@@ -123,20 +109,15 @@ impl Parameters {
     /// # Errors
     /// libtorch's; none are known.
     pub fn exchange_in(&mut self, group: Group, bucket: i64) -> Result<Exchange, NativeError> {
-        let computed = (self.compute.kind() != Kind::Float).then_some(&mut self.compute_gradients);
         let leaves: Vec<&Tensor> = in_order(&self.specs, &self.leaves).collect();
-        Exchange::new(group, &leaves, &mut self.gradients, computed, bucket)
+        Exchange::new(group, &leaves, &mut self.gradients, bucket)
     }
 
     /// Casts the master weights for the next forward pass: after every update.
     pub fn refresh(&mut self) {
-        if !self.computes_in_f32() {
+        if self.kind() != Kind::Float {
             no_grad(|| self.compute.copy_(&self.master));
         }
-    }
-
-    fn computes_in_f32(&self) -> bool {
-        self.kind() == Kind::Float
     }
 }
 
@@ -163,11 +144,10 @@ mod tests {
     fn gradients_of_every_leaf_land_in_the_flat_buffer() {
         for kind in [Kind::Float, Kind::BFloat16] {
             let mut parameters = Parameters::init(specs(), 0, Device::Cpu, kind).unwrap();
-            parameters.zero_gradients();
-            for _ in 0..2 {
+            for add in [false, true] {
                 let leaves = parameters.leaves();
                 (leaves["a"].sum(Kind::Float) * 2.0 + leaves["b"].sum(Kind::Float)).backward();
-                parameters.collect_gradients();
+                parameters.collect_gradients(add).unwrap();
             }
             let expected = [vec![2.0f32; 6], vec![4.0; 4]].concat();
             assert_eq!(Vec::<f32>::try_from(&parameters.gradients).unwrap(), expected, "{kind:?}");

@@ -61,11 +61,10 @@ unsafe extern "C" {
         leaves: *const tensor,
         count: usize,
         gradients: tensor,
-        computed: tensor,
         bucket: i64,
         exchange: *mut *mut c_void,
     ) -> *mut c_char;
-    fn dualpath_exchange_arm(exchange: *mut c_void) -> *mut c_char;
+    fn dualpath_exchange_arm(exchange: *mut c_void, add: bool) -> *mut c_char;
     fn dualpath_exchange_finish(exchange: *mut c_void, early: *mut i64, buckets: *mut i64) -> *mut c_char;
     fn dualpath_exchange_free(exchange: *mut c_void);
     fn dualpath_free_message(message: *mut c_char);
@@ -331,33 +330,25 @@ pub struct Exchange {
 unsafe impl Send for Exchange {}
 
 impl Exchange {
-    /// For the flat f32 `gradients` of `leaves`, which are in the order of the buffer. `computed` is the flat buffer that the
-    /// backward pass writes to, if it is another. `bucket`: values of a bucket, at least.
+    /// For the flat f32 `gradients` of `leaves`, which are in the order of the buffer and of any dtype. `bucket`: values of a bucket, at
+    /// least.
     ///
     /// # Errors
     /// The leaves are not those of the buffer.
-    pub fn new(
-        group: Group,
-        leaves: &[&Tensor],
-        gradients: &mut Tensor,
-        computed: Option<&mut Tensor>,
-        bucket: i64,
-    ) -> Result<Self, NativeError> {
+    pub fn new(group: Group, leaves: &[&Tensor], gradients: &mut Tensor, bucket: i64) -> Result<Self, NativeError> {
         if gradients.kind() != Kind::Float {
             return Err(NativeError(format!("gradients are exchanged in f32, not in {:?}", gradients.kind())));
         }
         let pointers: Vec<tensor> = leaves.iter().map(|leaf| leaf.as_ptr().cast_mut()).collect();
-        let computed = computed.map_or(std::ptr::null_mut(), |computed| computed.as_mut_ptr());
         let mut raw = std::ptr::null_mut();
-        // SAFETY: all are live tensors to which the callee counts its own references, `computed` may be null, and `raw` is
-        // written before it returns without a message.
+        // SAFETY: all are live tensors to which the callee counts its own references, and `raw` is written before it returns
+        // without a message.
         checked(unsafe {
             dualpath_exchange_new(
                 group.0,
                 pointers.as_ptr(),
                 pointers.len(),
                 gradients.as_mut_ptr(),
-                computed,
                 bucket,
                 &raw mut raw,
             )
@@ -365,13 +356,13 @@ impl Exchange {
         Ok(Self { raw, _group: group })
     }
 
-    /// The next backward pass is the last of the step.
+    /// The next backward pass is the last of the step. `add`: the buffer holds the gradients of passes before.
     ///
     /// # Errors
     /// None that are known.
-    pub fn arm(&mut self) -> Result<(), NativeError> {
+    pub fn arm(&mut self, add: bool) -> Result<(), NativeError> {
         // SAFETY: the exchange lives.
-        checked(unsafe { dualpath_exchange_arm(self.raw) })
+        checked(unsafe { dualpath_exchange_arm(self.raw, add) })
     }
 
     /// Waits until all gradients are summed.

@@ -65,10 +65,9 @@ fn the_projector_does_not_start_in_the_shortcut() {
         let mut objective = trainer.config.objective.clone();
         let mut gradient = |lambda: f64, trainer: &mut Trainer| {
             objective.lambda = lambda;
-            trainer.parameters.zero_gradients();
             let losses = batch_loss(&network, &batch, &views, &objective, true);
             losses.total.backward();
-            trainer.parameters.collect_gradients();
+            trainer.parameters.collect_gradients(false).unwrap();
             (losses, trainer.parameters.gradients.copy())
         };
         let (losses, one) = gradient(1.0, trainer);

@@ -156,7 +156,6 @@ impl Trainer {
         let pieces = self.config.train.micro_batches as i64;
         let size = batch.labels.size()[0] / pieces;
         let (mut sums, mut features) = (StepLosses::zero(self.device), None);
-        self.parameters.zero_gradients();
         for piece in 0..pieces {
             let start = piece * size;
             let micro_batch = LatentBatch {
@@ -169,13 +168,13 @@ impl Trainer {
             match &mut self.exchange {
                 // It collects them, bucket by bucket.
                 Some(exchange) if piece + 1 == pieces => {
-                    exchange.arm()?;
+                    exchange.arm(piece > 0)?;
                     loss.backward();
                     self.sent = Some(exchange.finish()?);
                 }
                 _ => {
                     loss.backward();
-                    self.parameters.collect_gradients();
+                    self.parameters.collect_gradients(piece > 0)?;
                 }
             }
             sums.add(&losses, pieces);
