@@ -25,13 +25,13 @@ inline void store(Bf16 *at, float value) {
 
 // exp after Cephes, relative error below 2e-7: libm's would be called value by value.
 inline float exponential(float x) {
-  // Not the other way round: a NaN, which is no int, becomes a bound in `in`, and x stays one.
-  float in = x > -87.3f ? x : -87.3f;
-  in = in < 88.3f ? in : 88.3f;
-  x = x == x ? in : x;
-  float scaled = in * 1.44269504f;
-  int n = static_cast<int>(scaled + (scaled < 0 ? -0.5f : 0.5f));
-  float whole = static_cast<float>(n);
+  // Not the other way round: a NaN stays one, and makes one of the polynomial.
+  x = x < -87.3f ? -87.3f : x;
+  x = x > 88.3f ? 88.3f : x;
+  // Of 1.5 * 2^23 and a small number the last digit is worth 1: the sum is rounded to a whole number, whose bits are its last.
+  constexpr float ROUNDS = 12582912.0f;
+  float rounded = x * 1.44269504f + ROUNDS;
+  float whole = rounded - ROUNDS;
   float r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
   float p = 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
@@ -40,7 +40,9 @@ inline float exponential(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  uint32_t bits = static_cast<uint32_t>(n + 127) << 23;
+  uint32_t bits;
+  __builtin_memcpy(&bits, &rounded, sizeof bits);
+  bits = (bits << 23) + (127u << 23);
   float power;
   __builtin_memcpy(&power, &bits, sizeof power);
   return p * power;
@@ -197,6 +199,20 @@ template <typename T> struct Loops {
     }
   }
 
+  // Four values of 32 bits of each of four rows, `across` in the other direction. As vectors of 16 bytes, which every processor has.
+  static void transpose(const void *from, int64_t next_row, void *to, int64_t next_row_across) {
+    typedef uint32_t Four __attribute__((vector_size(16)));
+    const auto *in = static_cast<const uint32_t *>(from);
+    auto *out = static_cast<uint32_t *>(to);
+    Four rows[4];
+    for (int i = 0; i < 4; ++i) __builtin_memcpy(&rows[i], in + i * next_row, sizeof rows[i]);
+    const Four a = __builtin_shufflevector(rows[0], rows[1], 0, 4, 1, 5), b = __builtin_shufflevector(rows[2], rows[3], 0, 4, 1, 5),
+               c = __builtin_shufflevector(rows[0], rows[1], 2, 6, 3, 7), d = __builtin_shufflevector(rows[2], rows[3], 2, 6, 3, 7);
+    const Four across[4] = {__builtin_shufflevector(a, b, 0, 1, 4, 5), __builtin_shufflevector(a, b, 2, 3, 6, 7),
+                            __builtin_shufflevector(c, d, 0, 1, 4, 5), __builtin_shufflevector(c, d, 2, 3, 6, 7)};
+    for (int i = 0; i < 4; ++i) __builtin_memcpy(out + i * next_row_across, &across[i], sizeof across[i]);
+  }
+
   // to[i] = low[i], high[i].
   static void interleave(int64_t width, const T *low, const T *high, T *to) {
     if constexpr (sizeof(T) == 2) {
@@ -207,48 +223,111 @@ template <typename T> struct Loops {
     }
   }
 
+  // Rows and columns of a head that are laid out at a time: across, 16 values of 4 bytes fill a line of the cache.
+  static constexpr int64_t BAND = 16, PIECE = 128;
+
+  // Asks for a row of a head before its time: rows lie too far apart for the processor to guess which comes next.
+  static void fetch(Head head, const T *from, int64_t row, int64_t width) {
+    constexpr int64_t LINE = 64 / sizeof(T);
+    if (row >= head.tokens) return;
+    for (int64_t i = 0; i < width; i += LINE) __builtin_prefetch(from + row * head.stride + i);
+  }
+
   static void gather(Head head, const T *from, const T *bias, A factor, Layout layout, T *to) {
-    constexpr int64_t PIECE = 128;
-    T rows[2][PIECE];
-    for (int64_t begin = 0; begin < head.width; begin += PIECE) {
-      const int64_t width = head.width - begin < PIECE ? head.width - begin : PIECE;
-      const T *add = bias ? bias + begin : nullptr;
+    if (layout == Layout::ROWS) {
       for (int64_t row = 0; row < head.tokens; ++row) {
-        const T *in = from + row * head.stride + begin;
-        T *kept = rows[row % 2];
-        switch (layout) {
-        case Layout::ROWS:
-          gather_row(width, in, add, factor, to + row * head.width + begin);
-          break;
-        case Layout::ACROSS:
-          gather_row(width, in, add, factor, kept);
-          for (int64_t i = 0; i < width; ++i) to[(begin + i) * head.tokens + row] = kept[i];
-          break;
-        case Layout::PAIRS:
-          gather_row(width, in, add, factor, kept);
-          if (row % 2) interleave(width, rows[0], rows[1], to + ((row - 1) * head.width + 2 * begin));
-          break;
-        case Layout::PAIRS_ACROSS:
-          gather_row(width, in, add, factor, kept);
-          for (int64_t i = 0; i < width; i += 2)
-            __builtin_memcpy(to + (begin + i) * head.tokens + 2 * row, kept + i, 2 * sizeof(T));
+        fetch(head, from, row + BAND, head.width);
+        gather_row(head.width, from + row * head.stride, bias, factor, to + row * head.width);
+      }
+      return;
+    }
+    T band[BAND][PIECE];
+    for (int64_t column = 0; column < head.width; column += PIECE) {
+      const int64_t columns = head.width - column < PIECE ? head.width - column : PIECE;
+      for (int64_t row = 0; row < head.tokens; row += BAND) {
+        const int64_t rows = head.tokens - row < BAND ? head.tokens - row : BAND;
+        for (int64_t r = 0; r < BAND; ++r) fetch(head, from + column, row + BAND + r, columns);
+        for (int64_t r = 0; r < rows; ++r)
+          gather_row(columns, from + (row + r) * head.stride + column, bias ? bias + column : nullptr, factor, band[r]);
+        if (layout == Layout::ACROSS) {
+          lay_across(band, rows, columns, head.tokens, to + column * head.tokens + row);
+        } else if (layout == Layout::PAIRS) {
+          for (int64_t r = 0; r < rows; r += 2)
+            interleave(columns, band[r], band[r + 1], to + (row + r) * head.width + 2 * column);
+        } else {
+          lay_pairs_across(band, rows, columns, head.tokens, to + column * head.tokens + 2 * row);
         }
       }
     }
   }
 
-  static void scatter(Head head, Layout layout, const A *from, A factor, T *to, A *d_bias) {
-    const bool across = layout == Layout::ACROSS;
-    const int64_t next_row = across ? 1 : head.width, next = across ? head.tokens : 1;
-    for (int64_t row = 0; row < head.tokens; ++row) {
-      const A *in = from + row * next_row;
-      T *out = to + row * head.stride;
-#pragma omp simd
-      for (int64_t i = 0; i < head.width; ++i) store(out + i, in[i * next] * factor);
-      if (!d_bias) continue;
-#pragma omp simd
-      for (int64_t i = 0; i < head.width; ++i) d_bias[i] += in[i * next] * factor;
+  // to[column][row] = band[row][column], rows of `to` being `tokens` long.
+  static void lay_across(const T (*band)[PIECE], int64_t rows, int64_t columns, int64_t tokens, T *to) {
+    int64_t done = 0;
+    if constexpr (sizeof(T) == 4) {
+      if (rows == BAND)
+        for (; done + 4 <= columns; done += 4)
+          for (int64_t r = 0; r < BAND; r += 4) transpose(&band[r][done], PIECE, to + done * tokens + r, tokens);
+    } else if constexpr (sizeof(T) == 2) {
+      if (rows == BAND && tokens % 2 == 0) {
+        T pairs[BAND / 2][2 * PIECE];
+        for (int64_t r = 0; r < BAND / 2; ++r) interleave(columns, band[2 * r], band[2 * r + 1], pairs[r]);
+        for (; done + 4 <= columns; done += 4)
+          for (int64_t r = 0; r < BAND / 2; r += 4) transpose(&pairs[r][2 * done], PIECE, to + done * tokens + 2 * r, tokens / 2);
+      }
     }
+    for (; done < columns; ++done)
+      for (int64_t r = 0; r < rows; ++r) to[done * tokens + r] = band[r][done];
+  }
+
+  // The same with columns 2 i and 2 i + 1 side by side. Of bf16 alone.
+  static void lay_pairs_across(const T (*band)[PIECE], int64_t rows, int64_t columns, int64_t tokens, T *to) {
+    int64_t done = 0;
+    if constexpr (sizeof(T) == 2) {
+      if (rows == BAND)
+        for (; done + 8 <= columns; done += 8)
+          for (int64_t r = 0; r < BAND; r += 4) transpose(&band[r][done], PIECE / 2, to + done * tokens + 2 * r, tokens);
+    }
+    for (; done < columns; done += 2)
+      for (int64_t r = 0; r < rows; ++r) __builtin_memcpy(to + done * tokens + 2 * r, &band[r][done], 2 * sizeof(T));
+  }
+
+  static void scatter(Head head, Layout layout, const A *from, A factor, T *to, A *d_bias) {
+    for (int64_t column = 0; column < head.width; column += PIECE) {
+      const int64_t columns = head.width - column < PIECE ? head.width - column : PIECE;
+      A *sum = d_bias ? d_bias + column : nullptr;
+      for (int64_t row = 0; row < head.tokens; row += 4) {
+        const int64_t rows = head.tokens - row < 4 ? head.tokens - row : 4;
+        T *out = to + row * head.stride + column;
+        if (layout == Layout::ACROSS) {
+          A band[4][PIECE];
+          take_across(from + column * head.tokens + row, rows, columns, head.tokens, band);
+          for (int64_t r = 0; r < rows; ++r) scatter_row(columns, band[r], factor, out + r * head.stride, sum);
+        } else {
+          for (int64_t r = 0; r < rows; ++r)
+            scatter_row(columns, from + (row + r) * head.width + column, factor, out + r * head.stride, sum);
+        }
+      }
+    }
+  }
+
+  // band[row][column] = from[column][row].
+  static void take_across(const A *from, int64_t rows, int64_t columns, int64_t tokens, A (*band)[PIECE]) {
+    int64_t done = 0;
+    if constexpr (sizeof(A) == 4) {
+      if (rows == 4)
+        for (; done + 4 <= columns; done += 4) transpose(from + done * tokens, tokens, &band[0][done], PIECE);
+    }
+    for (; done < columns; ++done)
+      for (int64_t r = 0; r < rows; ++r) band[r][done] = from[done * tokens + r];
+  }
+
+  static void scatter_row(int64_t width, const A *from, A factor, T *to, A *sum) {
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) store(to + i, from[i] * factor);
+    if (!sum) return;
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) sum[i] += from[i] * factor;
   }
 
   static void softmax(Rows rows, A *s, A *largest, A *over, T *p) {
