@@ -80,12 +80,12 @@ char *dualpath_work_wait(void *work);
 void dualpath_work_free(void *work);
 
 // Sums flat f32 `gradients` over the ranks of a group, in buckets of at least `bucket` values, from the end of the buffer to its
-// beginning: the backward pass comes to them in that order. `leaves` are the parameters in the order of the buffer, of any dtype: their
-// gradients are taken to `gradients` before a bucket is sent. Freed with dualpath_exchange_free.
+// beginning: the backward pass comes to them in that order. `leaves` are the parameters in the order of the buffer, of any
+// dtype: their gradients are taken to `gradients` before a bucket is sent. Freed with dualpath_exchange_free.
 char *dualpath_exchange_new(void *group, torch::Tensor *const *leaves, size_t count, torch::Tensor *gradients,
                             int64_t bucket, void **exchange);
-// The next backward pass is the last of its step: a bucket is sent as soon as all its gradients are there. `add`: `gradients` holds
-// those of passes before.
+// The next backward pass is the last of its step: a bucket is sent as soon as all its gradients are there. `add`: `gradients`
+// holds those of passes before.
 char *dualpath_exchange_arm(void *exchange, bool add);
 // Sends what was not, because no gradient reached it, and waits for all. `early` counts the buckets that were sent during the
 // backward pass, of `buckets` in all.

@@ -1,7 +1,7 @@
 // Gradients are summed over the ranks while the backward pass still computes others.
 //
-// As DistributedDataParallel does it (Li et al. 2020, "PyTorch Distributed", section 3.2.3), on one flat buffer, of which buckets are
-// slices. They are sent in a fixed order, since all ranks must call a group's collectives in the same one.
+// As DistributedDataParallel does it (Li et al. 2020, "PyTorch Distributed", section 3.2.3), on one flat buffer, of which buckets
+// are slices. They are sent in a fixed order, since all ranks must call a group's collectives in the same one.
 #include "c10d.h"
 
 #include <exception>
@@ -23,9 +23,8 @@ struct Bucket {
 
 class Exchange {
  public:
-  Exchange(Group group, std::vector<torch::Tensor> of_leaves, torch::Tensor gradients, int64_t bucket)
-      : group_(std::move(group)), leaves_(std::move(of_leaves)), gradients_(std::move(gradients)) {
-    const std::vector<torch::Tensor> &leaves = leaves_;
+  Exchange(Group group, const std::vector<torch::Tensor> &leaves, torch::Tensor gradients, int64_t bucket)
+      : group_(std::move(group)), leaves_(leaves), gradients_(std::move(gradients)) {
     int64_t end = gradients_.numel();
     std::vector<size_t> bucket_of(leaves.size());
     for (size_t i = leaves.size(); i-- > 0;) {
@@ -125,7 +124,7 @@ char *dualpath_exchange_new(void *group, torch::Tensor *const *leaves, size_t co
   return guarded([&] {
     std::vector<torch::Tensor> parameters;
     for (size_t i = 0; i < count; ++i) parameters.push_back(*leaves[i]);
-    *exchange = new Exchange(*static_cast<Group *>(group), std::move(parameters), *gradients, bucket);
+    *exchange = new Exchange(*static_cast<Group *>(group), parameters, *gradients, bucket);
   });
 }
 

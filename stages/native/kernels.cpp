@@ -49,6 +49,13 @@ inline float exponential(float x) {
 }
 inline double exponential(double x) { return __builtin_exp(x); }
 
+typedef uint32_t Four __attribute__((vector_size(16)));
+#ifdef __clang__
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else // which GCC has since 12 only
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Four{__VA_ARGS__})
+#endif
+
 inline float root(float x) { return __builtin_sqrtf(x); }
 inline double root(double x) { return __builtin_sqrt(x); }
 
@@ -199,18 +206,18 @@ template <typename T> struct Loops {
     }
   }
 
-  // Four values of 32 bits of each of four rows, `across` in the other direction. As vectors of 16 bytes, which every processor has.
+  // Four values of 32 bits of each of four rows, `across` in the other direction; rows are so many such values apart. As vectors
+  // of 16 bytes, which every processor has.
   static void transpose(const void *from, int64_t next_row, void *to, int64_t next_row_across) {
-    typedef uint32_t Four __attribute__((vector_size(16)));
-    const auto *in = static_cast<const uint32_t *>(from);
-    auto *out = static_cast<uint32_t *>(to);
+    const auto *in = static_cast<const char *>(from);
+    auto *out = static_cast<char *>(to);
     Four rows[4];
-    for (int i = 0; i < 4; ++i) __builtin_memcpy(&rows[i], in + i * next_row, sizeof rows[i]);
-    const Four a = __builtin_shufflevector(rows[0], rows[1], 0, 4, 1, 5), b = __builtin_shufflevector(rows[2], rows[3], 0, 4, 1, 5),
-               c = __builtin_shufflevector(rows[0], rows[1], 2, 6, 3, 7), d = __builtin_shufflevector(rows[2], rows[3], 2, 6, 3, 7);
-    const Four across[4] = {__builtin_shufflevector(a, b, 0, 1, 4, 5), __builtin_shufflevector(a, b, 2, 3, 6, 7),
-                            __builtin_shufflevector(c, d, 0, 1, 4, 5), __builtin_shufflevector(c, d, 2, 3, 6, 7)};
-    for (int i = 0; i < 4; ++i) __builtin_memcpy(out + i * next_row_across, &across[i], sizeof across[i]);
+    for (int i = 0; i < 4; ++i) __builtin_memcpy(&rows[i], in + i * next_row * 4, sizeof rows[i]);
+    const Four a = SHUFFLE(rows[0], rows[1], 0, 4, 1, 5), b = SHUFFLE(rows[2], rows[3], 0, 4, 1, 5),
+               c = SHUFFLE(rows[0], rows[1], 2, 6, 3, 7), d = SHUFFLE(rows[2], rows[3], 2, 6, 3, 7);
+    const Four across[4] = {SHUFFLE(a, b, 0, 1, 4, 5), SHUFFLE(a, b, 2, 3, 6, 7), SHUFFLE(c, d, 0, 1, 4, 5),
+                            SHUFFLE(c, d, 2, 3, 6, 7)};
+    for (int i = 0; i < 4; ++i) __builtin_memcpy(out + i * next_row_across * 4, &across[i], sizeof across[i]);
   }
 
   // to[i] = low[i], high[i].
@@ -252,7 +259,7 @@ template <typename T> struct Loops {
         if (layout == Layout::ACROSS) {
           lay_across(band, rows, columns, head.tokens, to + column * head.tokens + row);
         } else if (layout == Layout::PAIRS) {
-          for (int64_t r = 0; r < rows; r += 2)
+          for (int64_t r = 0; r + 1 < rows; r += 2)
             interleave(columns, band[r], band[r + 1], to + (row + r) * head.width + 2 * column);
         } else {
           lay_pairs_across(band, rows, columns, head.tokens, to + column * head.tokens + 2 * row);

@@ -41,6 +41,10 @@ char *dualpath_take_gradient(torch::Tensor *leaf, torch::Tensor *into, bool add)
   return guarded([&] { take_gradient(*leaf, *into, add); });
 }
 
+char *dualpath_drop_gradient(torch::Tensor *leaf) {
+  return guarded([&] { drop_gradient(*leaf); });
+}
+
 char *dualpath_fused_adamw_(torch::Tensor *parameters, torch::Tensor *gradients, torch::Tensor *exp_avg,
                             torch::Tensor *exp_avg_sq, torch::Tensor *step, double lr, double beta1, double beta2,
                             double weight_decay, double eps, torch::Tensor *grad_scale, torch::Tensor *found_inf) {

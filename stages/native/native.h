@@ -16,6 +16,8 @@ char *dualpath_uniform_(torch::Tensor *self, uint64_t seed);
 
 // Moves the gradient of `leaf` to `into`, as gradients.h says.
 char *dualpath_take_gradient(torch::Tensor *leaf, torch::Tensor *into, bool add);
+// Forgets it.
+char *dualpath_drop_gradient(torch::Tensor *leaf);
 
 // One AdamW update over flat buffers of one shape (ATen's fused kernel): `step` is a f32 scalar tensor that is
 // advanced first. Gradients are divided by `grad_scale` (f32 scalar tensor) first, in place. `found_inf` (f32 scalar tensor)

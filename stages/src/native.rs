@@ -1,6 +1,6 @@
 //! Safe faces of the C++ functions in `native/`: what libtorch has and tch does not expose.
 //!
-//! Seeded draws that touch no process-wide generator, gradients that live in memory of our own, the fused AdamW
+//! Seeded draws that touch no process-wide generator, gradients taken from the leaves of a graph, the fused AdamW
 //! kernel, a transformer [`block`](mod@block) for the CPU, [`memory`] that a GPU copies by itself, a count of [`reads`], and the
 //! collectives of [`c10d`]. The only module of
 //! this crate with `unsafe` in it, but for the tests' counting allocator; the method and the nets do not need it.
@@ -30,6 +30,7 @@ unsafe extern "C" {
     fn dualpath_normal_(this: tensor, seed: u64) -> *mut c_char;
     fn dualpath_uniform_(this: tensor, seed: u64) -> *mut c_char;
     fn dualpath_take_gradient(leaf: tensor, into: tensor, add: bool) -> *mut c_char;
+    fn dualpath_drop_gradient(leaf: tensor) -> *mut c_char;
     fn dualpath_fused_adamw_(
         parameters: tensor,
         gradients: tensor,
@@ -88,6 +89,12 @@ pub fn fill_uniform(tensor: &mut Tensor, seed: u64) -> Result<(), NativeError> {
 pub fn take_gradient(leaf: &Tensor, into: &mut Tensor, add: bool) -> Result<(), NativeError> {
     // SAFETY: both are live tensors, and the callee keeps neither.
     checked(unsafe { dualpath_take_gradient(leaf.as_ptr().cast_mut(), into.as_mut_ptr(), add) })
+}
+
+/// Forgets the gradient of `leaf`, if it has one.
+pub fn drop_gradient(leaf: &Tensor) -> Result<(), NativeError> {
+    // SAFETY: it is a live tensor, and the callee does not keep it.
+    checked(unsafe { dualpath_drop_gradient(leaf.as_ptr().cast_mut()) })
 }
 
 /// The flat f32 buffers that one AdamW update reads and writes; all of one length on one device.
@@ -194,6 +201,8 @@ mod tests {
             take(true);
             take(true);
             assert_eq!(found(), [9.0, 6.0, 6.0, 9.0], "{kind:?}");
+            backward();
+            drop_gradient(&leaf).unwrap();
             take(false);
             assert_eq!(found(), [9.0, 0.0, 0.0, 9.0], "{kind:?}");
         }

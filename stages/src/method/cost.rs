@@ -83,7 +83,8 @@ impl ForwardMacs {
 
 /// An estimate of the bytes that training holds on its device.
 ///
-/// The first four are exact. Activations are by a rule: what autograd keeps of a block for the backward pass is, for each
+/// Weights, moments and average are exact; gradients are those of the end of a backward pass, when activations are gone.
+/// Activations are by a rule: what autograd keeps of a block for the backward pass is, for each
 /// token of each view, 12 + 2 r vectors of width D (input, norm, modulated and output of both halves; q, k, v and what
 /// attention gives; two of the MLP's width), and 8 more where a token has a modulation of its own; z_phi keeps 4 h + 2 o
 /// values. Scores are not kept: attention is computed in tiles. A kernel that fuses some of this keeps less, an
@@ -92,7 +93,7 @@ impl ForwardMacs {
 pub struct DeviceMemory {
     /// Master weights in f32, and their copy in the compute dtype if that is another.
     pub weights: u64,
-    /// Likewise.
+    /// The flat buffer in f32, and what the backward pass leaves at the leaves, in the compute dtype.
     pub gradients: u64,
     /// Both moments of AdamW, f32.
     pub moments: u64,
@@ -122,7 +123,7 @@ impl DeviceMemory {
         let of_sample = tokens(model, data) * (blocks + projector) * value;
         Self {
             weights: master_and_copy,
-            gradients: master_and_copy,
+            gradients: (4 + value) * parameters,
             moments: 8 * parameters,
             average: 4 * parameters,
             activations: of_sample.saturating_mul(images.saturating_mul(objective.views as u64)),
@@ -226,7 +227,7 @@ mod tests {
         // 5 images of 2 views, 16 tokens: 3 blocks with 20 vectors, 2 with 8 more, and a projector of 256 and 128.
         let values = 5 * 2 * 16 * (32 * (3 * 20 + 2 * 8) + 4 * 256 + 2 * 128);
         let (f32, bf16) = (memory(Kind::Float), memory(Kind::BFloat16));
-        assert_eq!((f32.activations, f32.total() - f32.activations), (4 * values, 20 * parameters));
+        assert_eq!((f32.activations, f32.total() - f32.activations), (4 * values, 24 * parameters));
         assert_eq!((bf16.activations, bf16.total() - bf16.activations), (2 * values, 24 * parameters));
         assert_eq!(snapshot_bytes(&model, &data), f32.weights + f32.average + f32.moments);
     }

@@ -1,10 +1,12 @@
 //! The weights of a network in flat buffers.
 //!
 //! Master weights are one f32 buffer, gradients another; the tensors that the network computes with are views into
-//! a third buffer of the compute dtype, which is cast from the master once a step (in f32 it *is* the master). A backward pass
-//! leaves its gradients at those tensors, in their dtype, and from there they are moved, which costs one pass over memory. So
+//! a third buffer of the compute dtype, which is cast from the master once a step (in f32 it *is* the master). So
 //! clipping, AdamW, EMA, all-reduce and checkpoint are one pass over one buffer each, and there is one place where
 //! precision changes.
+//!
+//! A backward pass leaves its gradients at the tensors that it computed with, in their dtype. From there they are moved to the
+//! flat buffer: adding them to it in the first place would want zeros there, and a second buffer where the dtypes differ.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +14,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 use super::layout::ParameterSpec;
 use crate::native::c10d::{Exchange, Group};
-use crate::native::{NativeError, take_gradient};
+use crate::native::{NativeError, drop_gradient, take_gradient};
 
 /// Values of a bucket of gradients that ranks exchange, at least: 25 MiB, DistributedDataParallel's. Smaller ones begin earlier and
 /// cost more calls.
@@ -92,6 +94,14 @@ impl Parameters {
         &self.specs
     }
 
+    /// Forgets what a backward pass left at the leaves that nobody collected: one that failed, before a step that begins.
+    ///
+    /// # Errors
+    /// libtorch's; none are known.
+    pub fn drop_gradients(&mut self) -> Result<(), NativeError> {
+        self.leaves.values().try_for_each(drop_gradient)
+    }
+
     /// Moves what a backward pass left at the leaves to [`Self::gradients`], after every micro-batch: of the first of a step in
     /// place of what is there, of the others added to it.
     ///
@@ -144,6 +154,8 @@ mod tests {
     fn gradients_of_every_leaf_land_in_the_flat_buffer() {
         for kind in [Kind::Float, Kind::BFloat16] {
             let mut parameters = Parameters::init(specs(), 0, Device::Cpu, kind).unwrap();
+            (parameters.leaves()["a"].sum(Kind::Float) * 5.0).backward();
+            parameters.drop_gradients().unwrap();
             for add in [false, true] {
                 let leaves = parameters.leaves();
                 (leaves["a"].sum(Kind::Float) * 2.0 + leaves["b"].sum(Kind::Float)).backward();

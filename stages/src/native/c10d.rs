@@ -330,8 +330,8 @@ pub struct Exchange {
 unsafe impl Send for Exchange {}
 
 impl Exchange {
-    /// For the flat f32 `gradients` of `leaves`, which are in the order of the buffer and of any dtype. `bucket`: values of a bucket, at
-    /// least.
+    /// For the flat f32 `gradients` of `leaves`, which are in the order of the buffer and of any dtype. `bucket`: values of a
+    /// bucket, at least.
     ///
     /// # Errors
     /// The leaves are not those of the buffer.

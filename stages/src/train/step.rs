@@ -156,6 +156,8 @@ impl Trainer {
         let pieces = self.config.train.micro_batches as i64;
         let size = batch.labels.size()[0] / pieces;
         let (mut sums, mut features) = (StepLosses::zero(self.device), None);
+        // Of a step that failed.
+        self.parameters.drop_gradients()?;
         for piece in 0..pieces {
             let start = piece * size;
             let micro_batch = LatentBatch {
