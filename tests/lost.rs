@@ -227,6 +227,8 @@ impl Machines {
 
 impl Drop for Machines {
     fn drop(&mut self) {
+        // Where no namespace took it, the cable is still here.
+        ip(&["link", "del", &self.interfaces[0]]);
         for name in &self.names {
             ip(&["netns", "del", name]);
         }

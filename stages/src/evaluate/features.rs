@@ -230,6 +230,17 @@ mod tests {
     }
 
     #[test]
+    fn rows_beyond_the_room_of_one_tensor_are_all_there_in_their_order() {
+        for stated in [0, 5, u64::MAX] {
+            let mut rows = Rows::with_room_for(stated);
+            let parts = [40_000, 25_536, 1, 70_000, 3].map(|n| random::normal(&[n, 2], Device::Cpu, n as u64).unwrap());
+            parts.iter().for_each(|part| rows.push(part));
+            assert!(rows.finish().unwrap().equal(&Tensor::cat(&parts, 0)), "{stated}");
+        }
+        assert!(Rows::with_room_for(7).finish().is_none());
+    }
+
+    #[test]
     fn what_is_kept_changes_no_statistic_and_an_interrupted_set_has_the_rows_that_came() {
         let collected = |keep| {
             let mut sink = CollectFeatures::of(9, keep);
