@@ -180,6 +180,9 @@ fn mirrored_images_have_columns_of_their_own() {
         assert!(column(&flipped, &format!("{name}_flip")) == column(&other, name), "{name} of the mirrored");
         assert!(column(&plain, name) != column(&other, name));
     }
+    let train = "train --data {} --run {} --preset dupa-demo --steps 1 --set train.flip=true --set train.batch=2 --set train.sample_every=0";
+    succeed(train, &[&flipped, &folder.path().join("run")]);
+    refuse(train, &[&plain, &folder.path().join("refused")], "no latents of mirrored images (no column mean_flip)");
 }
 
 /// A tar of samples, name and label each, with the members in turns image first and label first.

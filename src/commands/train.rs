@@ -152,6 +152,7 @@ fn train(args: &TrainArgs, devices: &[Device], meeting: Option<&Meeting>, runtim
             cursor: Cursor { batch: first_batch },
             batches: Some(config.train.steps.saturating_sub(first_batch)),
             ranks: ranks.clone(),
+            flip: config.train.flip,
             pinned: device.is_cuda(),
             ..LoadConfig::new(config.train.seed, config.train.batch as usize)
         })

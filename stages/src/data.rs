@@ -153,16 +153,25 @@ pub struct Pick {
 pub struct BlockBuffer {
     /// Which block.
     pub place: BlockPlace,
-    /// Posterior means (or drawn samples), unscaled.
-    pub mean: ColumnBuffer,
-    /// Posterior log-variances; unused if the dataset has none.
-    pub logvar: ColumnBuffer,
+    /// Of the images as they are.
+    pub latents: LatentBuffers,
+    /// Of their mirror images; unused unless these are loaded.
+    pub mirrored: LatentBuffers,
     /// Whether the block could not be read: it then holds nothing that counts.
     pub is_bad: bool,
     /// Whether somebody told that it was lost after it had been read.
     pub told: AtomicBool,
     /// Why it could not be read, until that was told.
     pub fault: Option<LoadError>,
+}
+
+/// The latents of one block, unscaled.
+#[derive(Debug, Default)]
+pub struct LatentBuffers {
+    /// Posterior means (or drawn samples).
+    pub mean: ColumnBuffer,
+    /// Posterior log-variances; unused if the dataset has none.
+    pub logvar: ColumnBuffer,
 }
 
 /// The f16 values of one column of one block, sample after sample.

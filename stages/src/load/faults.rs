@@ -30,11 +30,17 @@ fn in_first_block(dataset: &Dataset, shard: usize) -> BTreeSet<u64> {
 }
 
 /// Checks batches against the plan where the samples `lost` cannot be read.
-fn check_skipped(got: &[Vec<Copied>], wanted: &[(u64, Vec<u64>)], lost: &BTreeSet<u64>, logvar: bool) {
+fn check_skipped(
+    got: &[Vec<Copied>],
+    wanted: &[(u64, Vec<u64>)],
+    lost: &BTreeSet<u64>,
+    logvar: bool,
+    flips: Option<u64>,
+) {
     for (at, (batch, positions)) in wanted.iter().enumerate() {
         for slice in got.iter().map(|slices| &slices[at]) {
             assert_eq!(slice.batch, *batch);
-            assert!(is_true(slice, logvar), "every row is a whole sample: {slice:?}");
+            assert!(is_true(slice, logvar, flips), "every row is a whole sample: {slice:?}");
             let wanted = &positions[slice.rows.clone()];
             for (row, position) in (0..).zip(wanted) {
                 let came = slice.positions[row as usize];
@@ -52,7 +58,7 @@ fn check_skipped(got: &[Vec<Copied>], wanted: &[(u64, Vec<u64>)], lost: &BTreeSe
 fn check_filled(got: &[Vec<Copied>], wanted: &[(u64, Vec<u64>)]) {
     for (at, (_, positions)) in wanted.iter().enumerate() {
         for slice in got.iter().map(|slices| &slices[at]) {
-            assert!(is_true(slice, true), "every row is a whole sample: {slice:?}");
+            assert!(is_true(slice, true, None), "every row is a whole sample: {slice:?}");
             for (row, position) in (0..).zip(&positions[slice.rows.clone()]) {
                 let came = slice.positions[row as usize];
                 assert!(slice.filled.contains(&row) || came == *position, "row {row} of {slice:?}");
@@ -106,7 +112,8 @@ proptest! {
                 prop_assert!(hopeless.iter().any(|at| text.contains(&format!("no sample of batch {at}, rows "))), "{}", text);
             }
             (Ok(finished), true) => {
-                check_skipped(&finished.output, &wanted, &lost, case.logvar);
+                let flips = config.flip.then_some(config.seed);
+                check_skipped(&finished.output, &wanted, &lost, case.logvar, flips);
                 let told = finished.output.iter().flatten().flat_map(|slice| &slice.faults).count();
                 let used = wanted.iter().flat_map(|(_, positions)| positions).any(|position| lost.contains(position));
                 prop_assert_eq!(told > 0, used);
@@ -296,7 +303,7 @@ fn soak() {
                     if cuts && io != Io::Ram {
                         check_filled(&finished.output, &wanted);
                     } else {
-                        check_skipped(&finished.output, &wanted, &lost, true);
+                        check_skipped(&finished.output, &wanted, &lost, true, None);
                     }
                     let slices = finished.output.iter().flatten();
                     filled += slices.map(|slice| slice.filled.len() as u64).sum::<u64>();

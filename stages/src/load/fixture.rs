@@ -10,7 +10,7 @@ use pipeline::{BoxError, End, Runtime, Sink, Slab};
 use proptest::prelude::*;
 use shards::{Codec, Column, DType, Dataset, Header, Io, Manifest, SampleMeta, Schema, Semantics, ShardWriter};
 
-use super::plan::{Cursor, Ranks};
+use super::plan::{Cursor, Ranks, is_mirrored};
 use super::{LEAST_PREFETCH, LoadConfig, Loader, OnBadBlock, batches};
 use crate::data::HostBatch;
 
@@ -85,16 +85,34 @@ pub(super) fn logvar_at(position: u64, i: usize) -> f16 {
     -mean_at(position, i)
 }
 
+/// Value `i` of the mean of the mirror image: none of [`mean_at`].
+pub(super) fn mirrored_mean_at(position: u64, i: usize) -> f16 {
+    f16::from_bits(mean_at(position, i).to_bits() | 1 << 14)
+}
+
+pub(super) fn mirrored_logvar_at(position: u64, i: usize) -> f16 {
+    -mirrored_mean_at(position, i)
+}
+
+type ValueAt = fn(u64, usize) -> f16;
+
 /// A dataset of means and, if asked, log-variances.
 pub(super) fn moments(dir: &Path, sizes: &[u32], block_samples: u32, logvar: bool, codec: Codec) -> Arc<Dataset> {
-    let mut columns = vec![column("mean", DType::F16, Semantics::PosteriorMean)];
-    if logvar {
-        columns.push(column("logvar", DType::F16, Semantics::PosteriorLogvar));
-    }
-    columns.iter_mut().for_each(|column| column.codec = codec);
-    write(dir, &schema(columns, block_samples), sizes, |column, position| {
-        let value = if column == 0 { mean_at } else { logvar_at };
-        (0..VALUES).flat_map(|i| value(position, i).to_le_bytes()).collect()
+    moments_of(dir, sizes, block_samples, [logvar, false], codec)
+}
+
+/// The same, with those of mirror images if asked.
+fn moments_of(dir: &Path, sizes: &[u32], block_samples: u32, [logvar, flip]: [bool; 2], codec: Codec) -> Arc<Dataset> {
+    let kinds: [(&str, Semantics, bool, ValueAt); 4] = [
+        ("mean", Semantics::PosteriorMean, true, mean_at),
+        ("logvar", Semantics::PosteriorLogvar, logvar, logvar_at),
+        ("mean_flip", Semantics::PosteriorMean, flip, mirrored_mean_at),
+        ("logvar_flip", Semantics::PosteriorLogvar, logvar && flip, mirrored_logvar_at),
+    ];
+    let kinds: Vec<_> = kinds.into_iter().filter(|(_, _, stored, _)| *stored).collect();
+    let columns = kinds.iter().map(|(name, semantics, ..)| Column { codec, ..column(name, DType::F16, *semantics) });
+    write(dir, &schema(columns.collect(), block_samples), sizes, |column, position| {
+        (0..VALUES).flat_map(|i| kinds[column].3(position, i).to_le_bytes()).collect()
     })
 }
 
@@ -199,13 +217,24 @@ pub(super) fn positions(batches: &[Copied]) -> Vec<(u64, Vec<u64>)> {
     batches.iter().map(|batch| (batch.batch, batch.positions.clone())).collect()
 }
 
-/// Whether every row holds the values and the label of its position.
-pub(super) fn is_true(batch: &Copied, logvar: bool) -> bool {
-    let all = |value: fn(u64, usize) -> f16| -> Vec<f16> {
-        batch.positions.iter().flat_map(|&p| (0..VALUES).map(move |i| value(p, i))).collect()
+/// Whether every row holds the values and the label of its position: of the mirror image where the coin of `flips` says so, and
+/// where another sample fills in, of either.
+pub(super) fn is_true(batch: &Copied, logvar: bool, flips: Option<u64>) -> bool {
+    let of_row = |values: &[f16], row: usize| values[row * VALUES..(row + 1) * VALUES].to_vec();
+    let all = |value: ValueAt, position: u64| (0..VALUES).map(|i| value(position, i)).collect::<Vec<_>>();
+    let is_row = |row: usize, position: u64, mirrored: bool| {
+        let values: [ValueAt; 2] = if mirrored { [mirrored_mean_at, mirrored_logvar_at] } else { [mean_at, logvar_at] };
+        of_row(&batch.mean, row) == all(values[0], position)
+            && (!logvar || of_row(&batch.logvar, row) == all(values[1], position))
     };
-    batch.mean == all(mean_at)
-        && batch.logvar == if logvar { all(logvar_at) } else { Vec::new() }
+    (0..).zip(&batch.positions).all(|(row, &position)| match flips {
+        Some(_) if batch.filled.contains(&(row as u32)) => {
+            [false, true].iter().any(|&side| is_row(row, position, side))
+        }
+        Some(seed) => is_row(row, position, is_mirrored(seed, batch.batch, (batch.rows.start + row) as u64)),
+        None => is_row(row, position, false),
+    }) && batch.mean.len() == batch.positions.len() * VALUES
+        && batch.logvar.len() == if logvar { batch.mean.len() } else { 0 }
         && batch.labels == batch.positions.iter().map(|&p| label(p)).collect::<Vec<_>>()
 }
 
@@ -222,7 +251,7 @@ pub(super) struct Case {
 impl Case {
     /// Its dataset, written to `dir`.
     pub(super) fn dataset(&self, dir: &Path) -> Arc<Dataset> {
-        moments(dir, &self.sizes, self.block_samples, self.logvar, self.codec);
+        moments_of(dir, &self.sizes, self.block_samples, [self.logvar, self.config.flip], self.codec);
         Arc::new(Dataset::open(dir, self.io).unwrap())
     }
 }
@@ -242,6 +271,7 @@ prop_compose! {
         prefetch in LEAST_PREFETCH..6,
         cursor in 0u64..12,
         batches in 0u64..24,
+        flip in any::<bool>(),
     ) -> Case {
         let samples = sizes.iter().sum::<u32>() as usize;
         let world = world.min(samples);
@@ -251,6 +281,7 @@ prop_compose! {
             cursor: Cursor { batch: cursor },
             batches: Some(batches),
             ranks: Ranks::all(world),
+            flip,
             on_bad_block: OnBadBlock::Fail,
             ..LoadConfig::new(seed, batch)
         };

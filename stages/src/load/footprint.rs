@@ -10,6 +10,7 @@ use super::read::MOST_PICKS;
 use super::{LoadConfig, LoadError, Loader, in_flight};
 use crate::data::{BlockBuffer, BlockPlace, Pick, Target};
 use crate::native::memory::footprint;
+use crate::native::rows::Filling;
 
 /// Memory that [`super::batches`] holds at most, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +46,7 @@ impl Loader {
         let schema = &self.dataset.manifest.schema;
         let values = self.columns.shape.iter().product::<usize>() as u64;
         let largest = u64::from(self.plan.largest_block());
-        let loaded: Vec<usize> = [Some(self.columns.mean), self.columns.spread].into_iter().flatten().collect();
+        let loaded: Vec<usize> = self.columns.loaded().collect();
         let is_copied = |column: usize| {
             let in_place = |shard: &shards::ShardReader| shard.is_empty() || shard.in_place(0, column).is_some();
             !self.dataset.shards.iter().all(in_place) || self.converts(column)
@@ -60,7 +61,7 @@ impl Loader {
             false if bytes == 2 => footprint::<f16>(values as usize),
             false => footprint::<i64>(values as usize),
         };
-        let moments = loaded.len() as u64 * array(slice * values, 2);
+        let moments = (1 + u64::from(self.columns.spread.is_some())) * array(slice * values, 2);
         let batch = moments + array(slice, 8) + slice * (size_of::<u64>() + size_of::<u32>()) as u64;
         let in_flight = in_flight(self.config.workers) as u64;
         // Where everything stays, blocks have memory; where the pool slides, it is the slices that are being filled.
@@ -74,7 +75,10 @@ impl Loader {
             let waiting = ranks * (self.config.prefetch as u64 + 1);
             let filling = self.batch_buffers() as u64 - waiting;
             let targets = self.plan.pool_blocks() as u64 + in_flight * self.reads() as u64;
-            (filling * batch, waiting, targets * largest * size_of::<Target>() as u64, largest_bytes)
+            // A handle of each slice, with two maps of its rows.
+            let handle = size_of::<Filling>() as u64 + 2 * size_of::<usize>() as u64 + 2 * slice.div_ceil(64) * 8;
+            let lists = targets * largest * size_of::<Target>() as u64 + self.batch_buffers() as u64 * handle;
+            (filling * batch, waiting, lists, largest_bytes)
         };
         // A worker holds one column of one block at a time: as stored, where that is not in memory; if it is converted, as
         // byte planes, as values and as f32.

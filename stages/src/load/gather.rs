@@ -11,8 +11,9 @@ use pipeline::{BoxError, Slab, Stage};
 use shards::{Column, Dataset};
 
 use super::inflate::LatentColumns;
+use super::plan::is_mirrored;
 use super::{LoadError, OnBadBlock};
-use crate::data::{BatchDraft, BlockBuffer, BlockPlace, ColumnBuffer, ColumnForm, HostBatch};
+use crate::data::{BatchDraft, BlockBuffer, BlockPlace, ColumnBuffer, ColumnForm, HostBatch, LatentBuffers};
 use crate::native::rows::Row;
 
 /// Fills batches; one worker's own.
@@ -21,31 +22,49 @@ pub struct Gather {
     dataset: Arc<Dataset>,
     columns: LatentColumns,
     on_bad_block: OnBadBlock,
+    /// Of the coins that choose mirror images.
+    seed: u64,
     /// Values of one sample.
     values: usize,
 }
 
 impl Gather {
-    /// Copies `columns` of `dataset`.
-    pub fn new(dataset: Arc<Dataset>, columns: LatentColumns, on_bad_block: OnBadBlock) -> Self {
+    /// Copies `columns` of `dataset`; the mirrored ones, if they are among them, as `seed` says.
+    pub fn new(dataset: Arc<Dataset>, columns: LatentColumns, on_bad_block: OnBadBlock, seed: u64) -> Self {
         let values = columns.shape.iter().product();
-        Self { dataset, columns, on_bad_block, values }
+        Self { dataset, columns, on_bad_block, seed, values }
+    }
+
+    /// What of `block` becomes row `row` of global batch `batch`: columns, and where they were read to.
+    fn side<'a>(&self, block: &'a BlockBuffer, batch: u64, row: usize) -> (usize, Option<usize>, &'a LatentBuffers) {
+        match self.columns.mirrored {
+            Some((mean, spread)) if is_mirrored(self.seed, batch, row as u64) => (mean, spread, &block.mirrored),
+            _ => (self.columns.mean, self.columns.spread, &block.latents),
+        }
     }
 
     /// Row `row` of `block` becomes row `at` of `batch`.
     fn copy(&self, block: &BlockBuffer, row: usize, batch: &mut HostBatch, at: usize) -> Result<(), LoadError> {
-        let HostBatch { mean, logvar, labels, positions, .. } = batch;
+        let HostBatch { batch, rows, mean, logvar, labels, positions, .. } = batch;
         let to = at * self.values..(at + 1) * self.values;
         let logvar = if logvar.is_empty() { &mut [] } else { &mut logvar[to.clone()] };
         let (label, position) = (&mut labels[at], &mut positions[at]);
-        self.copy_row(block, row, &mut Row { mean: &mut mean[to], logvar, label, position })
+        let place = (*batch, rows.start + at);
+        self.copy_row(block, row, place, &mut Row { mean: &mut mean[to], logvar, label, position })
     }
 
-    /// Row `row` of `block` goes to `to`.
-    pub(super) fn copy_row(&self, block: &BlockBuffer, row: usize, to: &mut Row<'_>) -> Result<(), LoadError> {
-        self.copy_values(block.place, &block.mean, self.columns.mean, row, to.mean)?;
-        if let Some(spread) = self.columns.spread {
-            self.copy_values(block.place, &block.logvar, spread, row, to.logvar)?;
+    /// Row `row` of `block` goes to `to`, which is at `place`: a global batch and a row of it.
+    pub(super) fn copy_row(
+        &self,
+        block: &BlockBuffer,
+        row: usize,
+        place: (u64, usize),
+        to: &mut Row<'_>,
+    ) -> Result<(), LoadError> {
+        let (mean, spread, from) = self.side(block, place.0, place.1);
+        self.copy_values(block.place, &from.mean, mean, row, to.mean)?;
+        if let Some(spread) = spread {
+            self.copy_values(block.place, &from.logvar, spread, row, to.logvar)?;
         }
         let labels = self.dataset.shards[block.place.shard].labels();
         *to.label = labels[block.place.row + row].into();
@@ -76,9 +95,10 @@ impl Gather {
         Ok(())
     }
 
-    /// Tells the processor that `row` of `block` will be copied soon.
-    fn prefetch(&self, block: &BlockBuffer, row: usize) {
-        let columns = [(Some(self.columns.mean), &block.mean), (self.columns.spread, &block.logvar)];
+    /// Tells the processor that `row` of `block` will be copied to `place` soon.
+    fn prefetch(&self, block: &BlockBuffer, row: usize, place: (u64, usize)) {
+        let (mean, spread, from) = self.side(block, place.0, place.1);
+        let columns = [(Some(mean), &from.mean), (spread, &from.logvar)];
         for (number, values) in columns {
             if let Some((column, bytes)) = number.and_then(|number| self.stored(block.place, values, number)) {
                 column.prefetch_sample(bytes, row);
@@ -114,7 +134,7 @@ impl Stage for Gather {
         let BatchDraft { mut batch, mut rows } = draft;
         for (at, (block, row)) in rows.iter().enumerate() {
             if let Some((next, row)) = rows.get(at + 1).filter(|(next, _)| !next.is_bad) {
-                self.prefetch(next, *row as usize);
+                self.prefetch(next, *row as usize, (batch.batch, batch.rows.start + at + 1));
             }
             let done = match block.is_bad {
                 true => Err(None),

@@ -23,11 +23,13 @@ pub struct LatentColumns {
     pub mean: usize,
     /// The column of its log-variances or deviations, if the dataset has one. Drawn samples have none.
     pub spread: Option<usize>,
+    /// Both of the mirrored images, where these are loaded too.
+    pub mirrored: Option<(usize, Option<usize>)>,
 }
 
 impl LatentColumns {
     /// The first column of means (else of samples), and with means the first of log-variances (else of deviations).
-    /// Columns of mirrored images (`.._flip`) are left alone.
+    /// Columns of mirrored images (`.._flip`) are left alone: [`Self::and_mirrored`].
     pub fn of(schema: &Schema) -> Result<Self, LoadError> {
         let columns = &schema.columns;
         let first = |semantics| {
@@ -57,7 +59,26 @@ impl LatentColumns {
             let expected = format!("that of {}, {:?}", columns[mean].name, columns[mean].shape);
             return Err(wrong(&columns[spread], expected));
         }
-        Ok(Self { shape: [channels, height, width].map(|n| n as usize), mean, spread })
+        Ok(Self { shape: [channels, height, width].map(|n| n as usize), mean, spread, mirrored: None })
+    }
+
+    /// These, and the column `NAME_flip` of each: what `encode --flip` writes.
+    pub fn and_mirrored(self, schema: &Schema) -> Result<Self, LoadError> {
+        let flipped = |column: usize| {
+            let of = &schema.columns[column];
+            let name = format!("{}_flip", of.name);
+            let alike =
+                |column: &Column| column.name == name && column.semantics == of.semantics && column.shape == of.shape;
+            schema.columns.iter().position(alike).ok_or(LoadError::NotMirrored { column: name })
+        };
+        let mirrored = (flipped(self.mean)?, self.spread.map(flipped).transpose()?);
+        Ok(Self { mirrored: Some(mirrored), ..self })
+    }
+
+    /// Numbers of all columns that are read.
+    pub fn loaded(&self) -> impl Iterator<Item = usize> {
+        let (mean, spread) = self.mirrored.unzip();
+        [Some(self.mean), self.spread, mean, spread.flatten()].into_iter().flatten()
     }
 }
 
@@ -128,12 +149,16 @@ impl Inflate {
             std::thread::sleep(delay);
         }
         buffer.place = self.table.places[block as usize];
-        let LatentColumns { mean, spread, .. } = self.columns;
-        self.read(buffer.place, mean, &mut buffer.mean)?;
-        match spread {
-            Some(spread) => self.read(buffer.place, spread, &mut buffer.logvar),
-            None => Ok(()),
+        let LatentColumns { mean, spread, mirrored, .. } = self.columns;
+        let sides = [(Some((mean, spread)), &mut buffer.latents), (mirrored, &mut buffer.mirrored)];
+        for (columns, latents) in sides {
+            let Some((mean, spread)) = columns else { continue };
+            self.read(buffer.place, mean, &mut latents.mean)?;
+            if let Some(spread) = spread {
+                self.read(buffer.place, spread, &mut latents.logvar)?;
+            }
         }
+        Ok(())
     }
 
     /// Reads `column` of the block at `place` into `out`.

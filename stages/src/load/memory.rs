@@ -56,15 +56,20 @@ fn is_child(test: &str) -> bool {
     false
 }
 
-/// 4,096 samples of mean and log-variance of 2 KiB each, in blocks of 32.
-fn dataset(dir: &std::path::Path, dtype: DType, codec: Codec, io: Io) -> Arc<Dataset> {
-    let columns =
-        [("mean", Semantics::PosteriorMean), ("logvar", Semantics::PosteriorLogvar)].map(|(name, semantics)| {
-            let mut column = column(name, dtype, semantics);
-            (column.shape, column.codec) = (vec![4, 16, 16], codec);
-            column
-        });
-    write(dir, &schema(columns.to_vec(), 32), &[2048, 2048], |_, position| match dtype {
+/// 4,096 samples of mean and log-variance of 2 KiB each, in blocks of 32; and those of mirror images.
+fn dataset(dir: &std::path::Path, dtype: DType, codec: Codec, io: Io, flip: bool) -> Arc<Dataset> {
+    let kinds = [
+        ("mean", Semantics::PosteriorMean),
+        ("logvar", Semantics::PosteriorLogvar),
+        ("mean_flip", Semantics::PosteriorMean),
+        ("logvar_flip", Semantics::PosteriorLogvar),
+    ];
+    let columns = kinds[..if flip { 4 } else { 2 }].iter().map(|(name, semantics)| {
+        let mut column = column(name, dtype, *semantics);
+        (column.shape, column.codec) = (vec![4, 16, 16], codec);
+        column
+    });
+    write(dir, &schema(columns.collect(), 32), &[2048, 2048], |_, position| match dtype {
         DType::F16 => (0..1024).flat_map(|i| f16::from_f32((position + i) as f32 / 64.0).to_le_bytes()).collect(),
         DType::F32 => (0..1024).flat_map(|i| ((position + i) as f32 / 64.0).to_le_bytes()).collect(),
     });
@@ -114,11 +119,13 @@ fn the_peak_is_within_a_tenth_of_the_figure_and_not_above_it() {
         (DType::F32, ZSTD, Io::Mmap, base.clone()),
         (DType::F16, Codec::None, Io::Mmap, LoadConfig { batch: 512, batches: Some(40), ..base.clone() }),
         (DType::F16, ZSTD, Io::Mmap, LoadConfig { pool_blocks: 1000, ..base.clone() }),
-        (DType::F16, ZSTD, Io::Mmap, LoadConfig { ranks: Ranks::all(2), ..base }),
+        (DType::F16, ZSTD, Io::Mmap, LoadConfig { ranks: Ranks::all(2), ..base.clone() }),
+        (DType::F16, ZSTD, Io::Mmap, LoadConfig { flip: true, ..base.clone() }),
+        (DType::F16, ZSTD, Io::Mmap, LoadConfig { flip: true, pool_blocks: 1000, ..base }),
     ];
     for (dtype, codec, io, config) in cases {
         let dir = tempfile::tempdir().unwrap();
-        let dataset = dataset(dir.path(), dtype, codec, io);
+        let dataset = dataset(dir.path(), dtype, codec, io, config.flip);
         let stated = LoadMemory::of(&dataset, &config).unwrap();
         // The index and what is held of the files was there before.
         let figure = stated.total() - stated.index_bytes - stated.stored_bytes;
@@ -134,7 +141,7 @@ fn the_index_is_within_a_tenth_of_the_figure() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    drop(dataset(dir.path(), DType::F16, ZSTD, Io::Mmap));
+    drop(dataset(dir.path(), DType::F16, ZSTD, Io::Mmap, false));
     let before = NOW.load(Relaxed);
     let dataset = Arc::new(Dataset::open(dir.path(), Io::Mmap).unwrap());
     let taken = NOW.load(Relaxed) - before;
@@ -155,7 +162,7 @@ fn nothing_is_allocated_for_a_sample_or_a_block_and_little_for_a_batch() {
     }
     for (codec, pool_blocks) in [(ZSTD, 48), (Codec::None, 48), (ZSTD, 1000)] {
         let dir = tempfile::tempdir().unwrap();
-        let dataset = dataset(dir.path(), DType::F16, codec, Io::Mmap);
+        let dataset = dataset(dir.path(), DType::F16, codec, Io::Mmap, false);
         let config = LoadConfig { batch: 64, pool_blocks, workers: 2, ..config() };
         let epochs = |count: u64| measure(&dataset, &LoadConfig { batches: Some(64 * count), ..config.clone() }).1;
         let (few, many) = (epochs(4), epochs(24));

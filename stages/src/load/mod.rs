@@ -49,7 +49,7 @@
 //! elsewhere costs the draws of a pool (a few milliseconds); in a pool of everything, those of the epoch until there
 //! (20 ns a sample), and the turn of an epoch a few nanoseconds a sample.
 //!
-//! Not here: the mirrored columns of `encode --flip` (not read), draws of any kind.
+//! Not here: draws, but for the coin that chooses between an image and its mirror image.
 
 pub mod assemble;
 pub mod deliver;
@@ -97,7 +97,7 @@ use read::{BlockTickets, MOST_PICKS};
 use scatter::Scatter;
 use window::WindowTickets;
 
-/// How a dataset is streamed. Only `seed`, `batch`, `pool_blocks`, `cursor` and `ranks` decide what comes; the rest how
+/// How a dataset is streamed. Only `seed`, `batch`, `pool_blocks`, `cursor`, `ranks` and `flip` decide what comes; the rest how
 /// fast.
 #[derive(Debug, Clone)]
 pub struct LoadConfig {
@@ -118,6 +118,8 @@ pub struct LoadConfig {
     pub batches: Option<u64>,
     /// Whose slices come.
     pub ranks: Ranks,
+    /// Whether half of the visits are to mirror images ([`plan`]), whose latents the dataset then has to have.
+    pub flip: bool,
     /// What is done about blocks that cannot be read.
     pub on_bad_block: OnBadBlock,
     /// Batches in memory that a GPU copies by itself; needs the CUDA side of libtorch.
@@ -138,6 +140,7 @@ impl LoadConfig {
             cursor: Cursor::default(),
             batches: None,
             ranks: Ranks::all(1),
+            flip: false,
             on_bad_block: OnBadBlock::Fail,
             pinned: false,
             slow: None,
@@ -192,6 +195,14 @@ pub enum LoadError {
     NoLatents {
         /// Names and semantics of its columns.
         found: String,
+    },
+    /// Mirror images are asked for, and were not encoded.
+    #[error(
+        "the dataset has no latents of mirrored images (no column {column}); encode it again with --flip, or train without train.flip"
+    )]
+    NotMirrored {
+        /// The name that it would have.
+        column: String,
     },
     /// Not one `[C, h, w]` for all.
     #[error("column {column} has shape {got:?} per sample, expected {expected}; encode or import the dataset again")]
@@ -286,7 +297,9 @@ impl Loader {
                 return Err(LoadError::TooSmall { setting, got, least });
             }
         }
-        let columns = LatentColumns::of(&dataset.manifest.schema)?;
+        let schema = &dataset.manifest.schema;
+        let columns = LatentColumns::of(schema)?;
+        let columns = if config.flip { columns.and_mirrored(schema)? } else { columns };
         let table = Arc::new(BlockTable::of(dataset));
         let plan = Arc::new(Plan::new(PlanConfig { blocks: table.sizes(), seed, batch, pool_blocks })?);
         config.ranks.check(batch)?;
@@ -335,14 +348,14 @@ impl Loader {
         let (free, reads) = (self.batch_slabs()?, self.reads());
         let lists: Slabs<ScatterLists> = Slabs::new(in_flight(self.config.workers), ScatterLists::default);
         let Self { dataset, config, plan, columns, table, slices } = self;
-        let LoadConfig { cursor, batches, workers, prefetch, ranks, on_bad_block, slow, .. } = config;
+        let LoadConfig { seed, cursor, batches, workers, prefetch, ranks, on_bad_block, slow, .. } = config;
         let steps = Steps::new(&plan, cursor, batches, &ranks);
         let deliver = DeliverBatches::new(columns.shape.iter().product());
         let tickets = WindowTickets::new(steps, &plan, cursor, &ranks, prefetch, slices, free, lists, reads);
         let scatter = move |_| {
             let (dataset, columns) = (Arc::clone(&dataset), columns.clone());
             let inflate = Inflate::new(Arc::clone(&dataset), Arc::clone(&table), columns.clone(), on_bad_block, slow);
-            Ok(Scatter::new(inflate, Gather::new(dataset, columns, on_bad_block), on_bad_block))
+            Ok(Scatter::new(inflate, Gather::new(dataset, columns, on_bad_block, seed), on_bad_block))
         };
         Ok(Flow::from(tickets) //     -> ScatterTicket   blocks to read, and where their rows go
             .depth(workers)
@@ -359,13 +372,13 @@ impl Loader {
         let picks: Slabs<Vec<Pick>> = Slabs::new(in_flight(self.config.workers), || Vec::with_capacity(MOST_PICKS));
         let rows: Slabs<Rows> = Slabs::new(self.drafts(), || Vec::with_capacity(self.slice_shape()[0]));
         let Self { dataset, config, plan, columns, table, .. } = self;
-        let LoadConfig { cursor, batches, workers, prefetch, ranks, on_bad_block, slow, .. } = config;
+        let LoadConfig { seed, cursor, batches, workers, prefetch, ranks, on_bad_block, slow, .. } = config;
         let steps = Steps::new(&plan, cursor, batches, &ranks);
         let assemble = AssembleBatches::new(ranks.slices(cursor, plan.batch_size()), plan.blocks().len(), free, rows);
         let (data, wanted) = (Arc::clone(&dataset), columns.clone());
         let inflate =
             move |_| Ok(Inflate::new(Arc::clone(&data), Arc::clone(&table), wanted.clone(), on_bad_block, slow));
-        let gather = move |_| Ok(Gather::new(Arc::clone(&dataset), columns.clone(), on_bad_block));
+        let gather = move |_| Ok(Gather::new(Arc::clone(&dataset), columns.clone(), on_bad_block, seed));
         Ok(Flow::from(BlockTickets::new(steps, picks)) // -> BlockTicket   a block to read, and a buffer for it
             .depth(workers)
             .then(inflate) //                                     -> BlockTicket   f16 [<=64, C, h, w], read and inflated

@@ -26,6 +26,9 @@
 //! With a pool of all blocks or more, the samples of the dataset in its order are permuted by `stream(3, epoch, 0)`: a
 //! uniform permutation.
 //!
+//! *Mirror images.* Where they are asked for, row k of global batch b is one if output k, from 0, of `stream(4, 0, b)` is at least
+//! 2^63: a coin for every visit of an image.
+//!
 //! *Batches.* An epoch has `floor(samples / batch)` batches; batch i of an epoch is positions `[i * batch, (i + 1) * batch)`
 //! of its order. What remains at the end is dropped: fewer than `batch` samples, others in every epoch, since the order
 //! is another. Batches are counted over all epochs: [`Cursor`] is this count, and epoch and position follow from it.
@@ -343,12 +346,22 @@ impl Plan {
     }
 
     fn stream(&self, purpose: u64, epoch: u64, item: u64) -> SplitMix64 {
-        let mut key = [0; 32];
-        for (bytes, value) in key.chunks_exact_mut(8).zip([self.config.seed, epoch, item, purpose]) {
-            bytes.copy_from_slice(&value.to_le_bytes());
-        }
-        SplitMix64::new(xxh3_64(&key))
+        SplitMix64::new(state(self.config.seed, purpose, epoch, item))
     }
+}
+
+/// What a stream starts at.
+fn state(seed: u64, purpose: u64, epoch: u64, item: u64) -> u64 {
+    let mut key = [0; 32];
+    for (bytes, value) in key.chunks_exact_mut(8).zip([seed, epoch, item, purpose]) {
+        bytes.copy_from_slice(&value.to_le_bytes());
+    }
+    xxh3_64(&key)
+}
+
+/// Whether row `row` of global batch `batch` is a mirror image, where they are asked for (module doc).
+pub fn is_mirrored(seed: u64, batch: u64, row: u64) -> bool {
+    SplitMix64::output(state(seed, 4, 0, batch), row) >> 63 == 1
 }
 
 /// The keys of the rows of one block, one after the other.
@@ -391,6 +404,15 @@ mod tests {
         let whole = plan(&[4, 4, 3, 4, 1], 42, 5, 5);
         assert_eq!(positions(&whole, 0), [11, 3, 6, 13, 4, 8, 1, 9, 10, 7, 5, 15, 14, 0, 12, 2]);
         assert_eq!(positions(&whole, 1), [11, 15, 8, 2, 0, 6, 1, 10, 3, 9, 7, 14, 4, 12, 13, 5]);
+    }
+
+    #[test]
+    fn the_coins_of_mirror_images_never_change() {
+        // By that program too: bit k is row k.
+        for (batch, expected) in [(0, 0xd733_555e_48cc_0a92), (1, 0xb7a1_e83f_5511_8517), (7, 0xae41_db2f_acb6_b8d2)] {
+            let coins = (0..64).fold(0u64, |coins, row| coins | u64::from(is_mirrored(42, batch, row)) << row);
+            assert_eq!(coins, expected, "{batch}");
+        }
     }
 
     #[test]

@@ -19,7 +19,7 @@ proptest! {
         let dataset = case.dataset(dir.path());
         prop_assert_eq!(run_whole(&dataset, &case.config), expected(&dataset, &case.config));
         for batch in run(&dataset, &case.config).iter().flatten() {
-            prop_assert!(is_true(batch, case.logvar), "{:?}", batch);
+            prop_assert!(is_true(batch, case.logvar, case.config.flip.then_some(case.config.seed)), "{:?}", batch);
             prop_assert!(batch.filled.is_empty() && batch.faults.is_empty());
         }
     }
@@ -185,6 +185,18 @@ fn mirrored_columns_are_left_alone() {
         column("mean", DType::F16, Semantics::PosteriorMean),
     ];
     assert_eq!(LatentColumns::of(&schema(columns, 4)).unwrap().mean, 1);
+}
+
+#[test]
+fn mirror_images_that_were_not_encoded_are_an_error_that_says_how_to_have_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let dataset = moments(dir.path(), &[8], 4, false, ZSTD);
+    let error = batches(&dataset, &LoadConfig { flip: true, ..config() }).err().unwrap().to_string();
+    assert_eq!(
+        error,
+        "the dataset has no latents of mirrored images (no column mean_flip); encode it again with --flip, or train \
+         without train.flip"
+    );
 }
 
 #[test]

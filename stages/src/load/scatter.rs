@@ -38,7 +38,7 @@ impl Stage for Scatter {
                 let at = target.at as usize;
                 if done.is_ok() {
                     let mut to = target.batch.claim(at).expect("the order has each place once");
-                    done = self.gather.copy_row(&self.buffer, target.row as usize, &mut to);
+                    done = self.gather.copy_row(&self.buffer, target.row as usize, target.batch.place(at), &mut to);
                 }
                 if done.is_err() {
                     target.batch.lose(at);

@@ -11,6 +11,10 @@ use crate::data::HostBatch;
 /// A batch whose rows are handed out, each once.
 pub struct Filling {
     batch: Slab<HostBatch>,
+    /// Of the global batch.
+    number: u64,
+    /// Row of the global batch that is the first here.
+    first: usize,
     mean: *mut f16,
     /// Null if the batch has no log-variances.
     logvar: *mut f16,
@@ -46,7 +50,7 @@ pub struct Row<'a> {
 }
 
 impl Filling {
-    /// Takes a batch to be filled; what it held is overwritten row by row.
+    /// Takes a batch to be filled, which knows its number and its rows already; what else it held is overwritten row by row.
     pub fn new(mut batch: Slab<HostBatch>) -> Self {
         let rows = batch.positions.len();
         let values = batch.shape[1..].iter().product();
@@ -57,7 +61,8 @@ impl Filling {
         assert_eq!((batch.mean.len(), batch.labels.len()), (rows * values, rows), "the arrays have the batch's shape");
         assert!(!has_logvar || batch.logvar.len() == rows * values, "the arrays have the batch's shape");
         let bits = || (0..rows.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        Self { batch, mean, logvar, labels, positions, rows, values, claimed: bits(), lost: bits() }
+        let (number, first) = (batch.batch, batch.rows.start);
+        Self { batch, number, first, mean, logvar, labels, positions, rows, values, claimed: bits(), lost: bits() }
     }
 
     /// The memory of row `at`, for the first who asks; `None` for all others, and where there is no such row.
@@ -80,6 +85,11 @@ impl Filling {
                 position: &mut *self.positions.add(at),
             })
         }
+    }
+
+    /// Where row `at` lies: the global batch, and its row of that.
+    pub fn place(&self, at: usize) -> (u64, usize) {
+        (self.number, self.first + at)
     }
 
     /// Notes that row `at` cannot be filled.

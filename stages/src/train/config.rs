@@ -42,6 +42,10 @@ pub struct ScheduleConfig {
     pub seed: u64,
     /// Blocks of 64 samples in the shuffle pool; as many as the dataset has make a full permutation.
     pub pool_blocks: u64,
+    /// Whether every visit of an image is to its mirror image with a probability of 1/2, which wants a dataset of `encode --flip`. Of the
+    /// paper's open questions A11; `false`, as REPA trains.
+    #[serde(default)]
+    pub flip: bool,
     /// Steps between lines of `metrics.jsonl`; their figures are means over these steps.
     pub log_every: u64,
     /// Steps between checkpoints; one more is written at the end and at an interruption.

@@ -41,6 +41,7 @@ pub(super) fn config(micro_batches: u64) -> TrainConfig {
             micro_batches,
             seed: 3,
             pool_blocks: 4,
+            flip: false,
             log_every: 1,
             checkpoint_every: 5,
             keep_checkpoints: 2,
