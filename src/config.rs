@@ -220,6 +220,15 @@ mod tests {
     }
 
     #[test]
+    fn a_run_from_before_there_was_a_key_goes_on_with_its_default() {
+        let train = resolve(Some("dupa-s/2"), None, &[]).unwrap();
+        let text = toml::to_string(&train).unwrap();
+        let older: Vec<&str> = text.lines().filter(|line| !line.starts_with("flip =")).collect();
+        assert!(older.len() + 1 == text.lines().count(), "{text}");
+        assert_eq!(toml::from_str::<TrainConfig>(&older.join("\n")).unwrap(), train);
+    }
+
+    #[test]
     fn a_file_names_its_preset_and_changes_some_keys() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run.toml");

@@ -175,8 +175,8 @@ fn demo() -> TrainConfig {
     }
 }
 
-/// The course of the similarity of views that Appendix F shows, at the size of the demonstration: the paper's optimisation,
-/// a line for every 10 steps. It was written down before it was run.
+/// The course of the similarity of views that Appendix F shows, at the size of the demonstration: the paper's
+/// optimisation, a line for every 10 steps. It was written down before it was run.
 fn appendix_f() -> TrainConfig {
     let ScheduleConfig { batch, seed, .. } = demo().train;
     let base = paper(ModelConfig::demo(), ObjectiveConfig::default());

@@ -180,9 +180,12 @@ fn mirrored_images_have_columns_of_their_own() {
         assert!(column(&flipped, &format!("{name}_flip")) == column(&other, name), "{name} of the mirrored");
         assert!(column(&plain, name) != column(&other, name));
     }
-    let train = "train --data {} --run {} --preset dupa-demo --steps 1 --set train.flip=true --set train.batch=2 --set train.sample_every=0";
-    succeed(train, &[&flipped, &folder.path().join("run")]);
-    refuse(train, &[&plain, &folder.path().join("refused")], "no latents of mirrored images (no column mean_flip)");
+    let settings = "--set train.flip=true --set train.batch=2 --set train.sample_every=0";
+    let train = format!("train --data {{}} --run {{}} --preset dupa-demo --steps 1 {settings}");
+    succeed(&train, &[&flipped, &folder.path().join("run")]);
+    let refused = folder.path().join("refused");
+    refuse(&train, &[&plain, &refused], "p: the dataset has no latents of mirrored images (no column mean_flip)");
+    assert!(!refused.exists());
 }
 
 /// A tar of samples, name and label each, with the members in turns image first and label first.

@@ -1,4 +1,5 @@
-//! `pipeline train` in several processes of which one is lost: killed, stopped or cut off, at any time; and two that want one run.
+//! `pipeline train` in several processes of which one is lost: killed, stopped or cut off, at any time; and two that
+//! want one run.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,9 +20,9 @@ fn words(steps: u64) -> String {
     format!("{MODEL} --steps {steps}").replace("--timeout 60", &format!("--timeout {TIMEOUT}"))
 }
 
-/// The run goes on from its last checkpoint, none of which is damaged: at the earliest from the one that was due at the last line of
-/// metrics, or where the writer was killed `in_flight` checkpoints before it; at the latest from the step whose line was lost with the
-/// rank.
+/// The run goes on from its last checkpoint, none of which is damaged: at the earliest from the one that was due at the
+/// last line of metrics, or where the writer was killed `in_flight` checkpoints before it; at the latest from the step
+/// whose line was lost with the rank.
 fn goes_on(data: &Path, run: &Path, in_flight: f64) {
     let done = steps(run);
     let words = format!("{MODEL} --steps {}", done as u64 + 2);

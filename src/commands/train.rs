@@ -51,8 +51,8 @@ pub(crate) struct TrainArgs {
     /// Run directory: configuration, metrics and checkpoints; one that exists is continued
     #[arg(long, value_name = "DIR")]
     pub(crate) run: PathBuf,
-    /// What to train: dupa-demo, appendix-f, a row of the paper's tables (table2-nt-xent), or dupa-, dupa-sit-, dual-path-, ddt-,
-    /// sit-, dispersive- or delta-fm- with s, b, l or xl and /2, /4 or /8 [default: dupa-xl/2]
+    /// What to train: dupa-demo, appendix-f, a row of the paper's tables (table2-nt-xent), or dupa-, dupa-sit-,
+    /// dual-path-, ddt-, sit-, dispersive- or delta-fm- with s, b, l or xl and /2, /4 or /8 [default: dupa-xl/2]
     #[arg(long, value_name = "NAME")]
     pub(crate) preset: Option<String>,
     /// TOML file with keys to change, and the preset that they change in `preset = ".."`
@@ -143,6 +143,11 @@ fn train(args: &TrainArgs, devices: &[Device], meeting: Option<&Meeting>, runtim
     let config = resolved.train_config();
     if let Some(problem) = config.problem(&resolved.data.latent).or_else(|| config.problem_of_ranks(ranks.world)) {
         bail!(problem);
+    }
+    if let (Data::Shards(dataset), true) = (&data, config.train.flip) {
+        let schema = &dataset.manifest.schema;
+        let mirrored = LatentColumns::of(schema).and_then(|columns| columns.and_mirrored(schema));
+        mirrored.with_context(|| args.data.display().to_string())?;
     }
     let kind = parse_precision(&args.precision, device)?;
 
@@ -280,8 +285,8 @@ type Batches = Box<dyn FnOnce(Vec<TrainSteps>) -> Line<TrainSummary>>;
 /// What is done with every line of metrics.
 type OnMetrics = Box<dyn FnMut(&Metrics) + Send>;
 
-/// Puts the newest readable checkpoint of the run into the trainer, and says what there is to say about it. The steps that
-/// it had done; 0 where there is none.
+/// Puts the newest readable checkpoint of the run into the trainer, and says what there is to say about it. The steps
+/// that it had done; 0 where there is none.
 fn restore(trainer: &mut Trainer, run_dir: &RunDir, run: &Path, data: &str, arithmetic: &str) -> Result<u64> {
     let Some(found) = checkpoint::restore(trainer, &run_dir.checkpoints(), data, arithmetic)? else { return Ok(0) };
     for error in &found.passed_over {

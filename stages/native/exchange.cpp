@@ -1,7 +1,8 @@
 // Gradients are summed over the ranks while the backward pass still computes others.
 //
-// As DistributedDataParallel does it (Li et al. 2020, "PyTorch Distributed", section 3.2.3), on one flat buffer, of which buckets
-// are slices. They are sent in a fixed order, since all ranks must call a group's collectives in the same one.
+// As DistributedDataParallel does it (Li et al. 2020, "PyTorch Distributed", section 3.2.3), on one flat buffer, of
+// which buckets are slices. They are sent in a fixed order, since all ranks must call a group's collectives in the same
+// one.
 #include "c10d.h"
 
 #include <exception>

@@ -28,7 +28,8 @@ inline float exponential(float x) {
   // Not the other way round: a NaN stays one, and makes one of the polynomial.
   x = x < -87.3f ? -87.3f : x;
   x = x > 88.3f ? 88.3f : x;
-  // Of 1.5 * 2^23 and a small number the last digit is worth 1: the sum is rounded to a whole number, whose bits are its last.
+  // Of 1.5 * 2^23 and a small number the last digit is worth 1: the sum is rounded to a whole number, whose bits are
+  // its last.
   constexpr float ROUNDS = 12582912.0f;
   float rounded = x * 1.44269504f + ROUNDS;
   float whole = rounded - ROUNDS;
@@ -206,8 +207,8 @@ template <typename T> struct Loops {
     }
   }
 
-  // Four values of 32 bits of each of four rows, `across` in the other direction; rows are so many such values apart. As vectors
-  // of 16 bytes, which every processor has.
+  // Four values of 32 bits of each of four rows, `across` in the other direction; rows are so many such values apart.
+  // As vectors of 16 bytes, which every processor has.
   static void transpose(const void *from, int64_t next_row, void *to, int64_t next_row_across) {
     const auto *in = static_cast<const char *>(from);
     auto *out = static_cast<char *>(to);

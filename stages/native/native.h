@@ -19,16 +19,16 @@ char *dualpath_take_gradient(torch::Tensor *leaf, torch::Tensor *into, bool add)
 // Forgets it.
 char *dualpath_drop_gradient(torch::Tensor *leaf);
 
-// One AdamW update over flat buffers of one shape (ATen's fused kernel): `step` is a f32 scalar tensor that is
-// advanced first. Gradients are divided by `grad_scale` (f32 scalar tensor) first, in place. `found_inf` (f32 scalar tensor)
-// at 1 leaves everything as it was, the step count included.
+// One AdamW update over flat buffers of one shape (ATen's fused kernel): `step` is a f32 scalar tensor that is advanced
+// first. Gradients are divided by `grad_scale` (f32 scalar tensor) first, in place. `found_inf` (f32 scalar tensor) at
+// 1 leaves everything as it was, the step count included.
 char *dualpath_fused_adamw_(torch::Tensor *parameters, torch::Tensor *gradients, torch::Tensor *exp_avg,
                             torch::Tensor *exp_avg_sq, torch::Tensor *step, double lr, double beta1, double beta2,
                             double weight_decay, double eps, torch::Tensor *grad_scale, torch::Tensor *found_inf);
 
-// Makes `*out` a block of the transformer applied to `x` [N, T, D], a node of the graph; CPU, f32, f64 or bf16, all tensors of
-// one dtype. `condition` is [N, 1, D] or [N, T, D], already through SiLU. `weights` are ten: weight and bias of adaLN [6D, D],
-// qkv [3D, D], proj [D, D], fc1 [H, D] and fc2 [D, H]. The caller owns `*out`.
+// Makes `*out` a block of the transformer applied to `x` [N, T, D], a node of the graph; CPU, f32, f64 or bf16, all
+// tensors of one dtype. `condition` is [N, 1, D] or [N, T, D], already through SiLU. `weights` are ten: weight and bias
+// of adaLN [6D, D], qkv [3D, D], proj [D, D], fc1 [H, D] and fc2 [D, H]. The caller owns `*out`.
 char *dualpath_block(torch::Tensor *x, torch::Tensor *condition, torch::Tensor *const *weights, int64_t heads,
                      torch::Tensor **out);
 
@@ -37,8 +37,8 @@ char *dualpath_block(torch::Tensor *x, torch::Tensor *condition, torch::Tensor *
 char *dualpath_start_counting_reads(uint64_t *handle);
 int64_t dualpath_stop_counting_reads(uint64_t handle);
 
-// Makes `*out` a one-dimensional tensor of `len` values of the scalar type `kind` (c10's number) in pinned memory, zeros.
-// Pinned memory is what a GPU copies without the help of the processor. The caller owns `*out`.
+// Makes `*out` a one-dimensional tensor of `len` values of the scalar type `kind` (c10's number) in pinned memory,
+// zeros. Pinned memory is what a GPU copies without the help of the processor. The caller owns `*out`.
 char *dualpath_pinned(int64_t len, int kind, torch::Tensor **out);
 
 // Makes `*event` a mark on the current stream of a CUDA device: it is done when all that was asked of the stream before

@@ -324,8 +324,8 @@ impl HostBatch {
 /// What the network is trained on: latents on the device.
 #[derive(Debug)]
 pub struct LatentBatch {
-    /// f32 `[V, B, C, h, w]`, a draw from the posterior times the scaling factor: about unit variance. This is x_* of the
-    /// paper: one for all views (V = 1), or one for each.
+    /// f32 `[V, B, C, h, w]`, a draw from the posterior times the scaling factor: about unit variance. This is x_* of
+    /// the paper: one for all views (V = 1), or one for each.
     pub latents: Tensor,
     /// i64 `[B]`, class indices in `0..classes`.
     pub labels: Tensor,

@@ -1,9 +1,9 @@
 //! Safe faces of the C++ functions in `native/`: what libtorch has and tch does not expose.
 //!
 //! Seeded draws that touch no process-wide generator, gradients taken from the leaves of a graph, the fused AdamW
-//! kernel, a transformer [`block`](mod@block) for the CPU, [`memory`] that a GPU copies by itself, a count of [`reads`], and the
-//! collectives of [`c10d`]. The only module of
-//! this crate with `unsafe` in it, but for the tests' counting allocator; the method and the nets do not need it.
+//! kernel, a transformer [`block`](mod@block) for the CPU, [`memory`] that a GPU copies by itself, a count of
+//! [`reads`], and the collectives of [`c10d`]. The only module of this crate with `unsafe` in it, but for the tests'
+//! counting allocator; the method and the nets do not need it.
 
 #![allow(unsafe_code)]
 
@@ -84,8 +84,8 @@ pub fn fill_uniform(tensor: &mut Tensor, seed: u64) -> Result<(), NativeError> {
     checked(unsafe { dualpath_uniform_(tensor.as_mut_ptr(), seed) })
 }
 
-/// Moves the gradient of `leaf` to `into` (same shape, f32): in place of what is there, or added to it. A leaf without one counts
-/// as one of zeros; afterwards it has none.
+/// Moves the gradient of `leaf` to `into` (same shape, f32): in place of what is there, or added to it. A leaf without
+/// one counts as one of zeros; afterwards it has none.
 pub fn take_gradient(leaf: &Tensor, into: &mut Tensor, add: bool) -> Result<(), NativeError> {
     // SAFETY: both are live tensors, and the callee keeps neither.
     checked(unsafe { dualpath_take_gradient(leaf.as_ptr().cast_mut(), into.as_mut_ptr(), add) })
@@ -153,7 +153,8 @@ pub fn fused_adamw(buffers: &mut AdamWBuffers<'_>, constants: AdamWConstants) ->
     })
 }
 
-/// Whether cuDNN may round the inputs of f32 convolutions to TF32 (10 bits of mantissa), for the whole process; at first it may.
+/// Whether cuDNN may round the inputs of f32 convolutions to TF32 (10 bits of mantissa), for the whole process; at
+/// first it may.
 pub fn allow_tf32(allowed: bool) {
     // SAFETY: it sets a flag.
     unsafe { dualpath_allow_tf32(allowed) };

@@ -68,6 +68,9 @@ pub(crate) struct BenchLoadArgs {
     /// A slow disk: one in N blocks comes MS milliseconds late
     #[arg(long, value_name = "N:MS", value_parser = slow_reads)]
     slow_reads: Option<SlowReads>,
+    /// Take mirror images at half of the visits, as train.flip=true does
+    #[arg(long)]
+    flip: bool,
     /// Add up a checksum of every sample, which takes longer than loading it
     #[arg(long)]
     check: bool,
@@ -86,6 +89,7 @@ pub(crate) fn run(args: &BenchLoadArgs, runtime: &Runtime) -> Result<Outcome> {
         pool_blocks: args.pool_blocks,
         cursor: Cursor { batch: args.start_batch },
         ranks: Ranks::all(devices.len()),
+        flip: args.flip,
         pinned: devices.iter().any(|device| device.is_cuda()),
         slow: args.slow_reads,
         ..LoadConfig::new(args.seed, args.batch)

@@ -90,7 +90,8 @@ pub struct Statistics {
     pub score: Option<(f64, usize)>,
     /// All of `pool`, f32 `[N, 2048]`; no rows where the sink was told to keep none.
     pub features: Tensor,
-    /// All of `spatial`, f32 `[N, 2023]`, and of `logits`, `[N, 1008]`, where there are any and the sink was told to keep them.
+    /// All of `spatial`, f32 `[N, 2023]`, and of `logits`, `[N, 1008]`, where there are any and the sink was told to
+    /// keep them.
     pub kept: [Option<Tensor>; 2],
 }
 
@@ -105,8 +106,8 @@ pub enum Keep {
     All,
 }
 
-/// Rows that come in parts, in a tensor that has room for all of them: parts that are joined at the end are in memory twice.
-/// A number of rows that a file states and does not hold costs no more than one such tensor.
+/// Rows that come in parts, in a tensor that has room for all of them: parts that are joined at the end are in memory
+/// twice. A number of rows that a file states and does not hold costs no more than one such tensor.
 #[derive(Debug)]
 struct Rows {
     full: Vec<Tensor>,

@@ -217,8 +217,8 @@ pub(super) fn positions(batches: &[Copied]) -> Vec<(u64, Vec<u64>)> {
     batches.iter().map(|batch| (batch.batch, batch.positions.clone())).collect()
 }
 
-/// Whether every row holds the values and the label of its position: of the mirror image where the coin of `flips` says so, and
-/// where another sample fills in, of either.
+/// Whether every row holds the values and the label of its position: of the mirror image where the coin of `flips` says
+/// so, and where another sample fills in, of either.
 pub(super) fn is_true(batch: &Copied, logvar: bool, flips: Option<u64>) -> bool {
     let of_row = |values: &[f16], row: usize| values[row * VALUES..(row + 1) * VALUES].to_vec();
     let all = |value: ValueAt, position: u64| (0..VALUES).map(|i| value(position, i)).collect::<Vec<_>>();

@@ -19,7 +19,7 @@ pub struct LoadMemory {
     pub pool_bytes: u64,
     /// Batches that wait for their consumers, and one with each.
     pub batch_bytes: u64,
-    /// The order, and the lists of rows on their way.
+    /// The order, the lists of rows on their way, and the handles of slices.
     pub order_bytes: u64,
     /// What workers read into and convert in. Contexts of zstd, 0.1 MB a worker, are not counted.
     pub worker_bytes: u64,
@@ -80,8 +80,8 @@ impl Loader {
             let lists = targets * largest * size_of::<Target>() as u64 + self.batch_buffers() as u64 * handle;
             (filling * batch, waiting, lists, largest_bytes)
         };
-        // A worker holds one column of one block at a time: as stored, where that is not in memory; if it is converted, as
-        // byte planes, as values and as f32.
+        // A worker holds one column of one block at a time: as stored, where that is not in memory; if it is converted,
+        // as byte planes, as values and as f32.
         let stored = |column: usize| {
             let shards = self.dataset.shards.iter();
             let frames = shards.flat_map(|shard| (0..shard.blocks()).filter_map(move |b| shard.stored_len(b, column)));

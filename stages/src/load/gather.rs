@@ -1,7 +1,7 @@
 //! Copies rows of blocks into batches; by itself the stage that does the work where everything stays in memory.
 //!
-//! What was inflated lies there as byte planes, and is interleaved on its way into the batch; values of shards that lie in
-//! memory uncompressed are copied from there. A batch is written past the caches: it is larger than they are.
+//! What was inflated lies there as byte planes, and is interleaved on its way into the batch; values of shards that lie
+//! in memory uncompressed are copied from there. A batch is written past the caches: it is larger than they are.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

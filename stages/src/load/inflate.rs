@@ -67,9 +67,18 @@ impl LatentColumns {
         let flipped = |column: usize| {
             let of = &schema.columns[column];
             let name = format!("{}_flip", of.name);
-            let alike =
-                |column: &Column| column.name == name && column.semantics == of.semantics && column.shape == of.shape;
-            schema.columns.iter().position(alike).ok_or(LoadError::NotMirrored { column: name })
+            let named = |column: &Column| column.name == name && column.semantics == of.semantics;
+            let Some(found) = schema.columns.iter().position(named) else {
+                return Err(LoadError::NotMirrored { column: name });
+            };
+            match &schema.columns[found].shape {
+                shape if *shape == of.shape => Ok(found),
+                shape => Err(LoadError::ColumnShape {
+                    column: name,
+                    expected: format!("that of {}, {:?}", of.name, of.shape),
+                    got: shape.clone(),
+                }),
+            }
         };
         let mirrored = (flipped(self.mean)?, self.spread.map(flipped).transpose()?);
         Ok(Self { mirrored: Some(mirrored), ..self })

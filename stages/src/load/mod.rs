@@ -19,8 +19,8 @@
 //! ```
 //!
 //! [`plan`] states the order, [`order`] streams it. The rest obeys it for any number of workers and buffers: what comes
-//! out of [`batches`] is `Plan::batch(cursor.batch)`, `Plan::batch(cursor.batch + 1)`, and so on, for several ranks cut into
-//! their slices, rank after rank: [`Flow::split`] deals them out to as many consumers.
+//! out of [`batches`] is `Plan::batch(cursor.batch)`, `Plan::batch(cursor.batch + 1)`, and so on, for several ranks cut
+//! into their slices, rank after rank: [`Flow::split`] deals them out to as many consumers.
 //!
 //! A block that cannot be read ends the flow with its place, or with [`OnBadBlock::Skip`] its samples are replaced by
 //! their neighbours in the rank's slice ([`HostBatch::filled`]): all other rows stay where they are.
@@ -39,15 +39,17 @@
 //! buffers: those for consumers, and those being listed and filled. A draft takes its buffer when its first row is
 //! listed, in order, and waits for nothing then.
 //!
-//! A consumer may keep up to `prefetch` batches besides the one that it is at; the flow waits for it when it keeps more. The
-//! link to it is one with [`Flow::prefetch`]: taking a batch wakes nobody. (Giving it back may wake the source.)
+//! A consumer may keep up to `prefetch` batches besides the one that it is at; the flow waits for it when it keeps
+//! more. The link to it is one with [`Flow::prefetch`]: taking a batch wakes nobody. (Giving it back may wake the
+//! source.)
 //!
-//! Memory of batches begins with small pages where the system has both, so that the first batch waits only for the pages that it needs, and is
-//! exchanged for huge pages when it first comes back: the second lap through the batches is slower where new memory is slow.
+//! Memory of batches begins with small pages where the system has both, so that the first batch waits only for the
+//! pages that it needs, and is exchanged for huge pages when it first comes back: the second lap through the batches is
+//! slower where new memory is slow.
 //!
-//! In steady state nothing is allocated for a sample or a block; for a batch, a handle and two maps of its rows. To begin
-//! elsewhere costs the draws of a pool (a few milliseconds); in a pool of everything, those of the epoch until there
-//! (20 ns a sample), and the turn of an epoch a few nanoseconds a sample.
+//! In steady state nothing is allocated for a sample or a block; for a batch, a handle and two maps of its rows. To
+//! begin elsewhere costs the draws of a pool (a few milliseconds); in a pool of everything, those of the epoch until
+//! there (20 ns a sample), and the turn of an epoch a few nanoseconds a sample.
 //!
 //! Not here: draws, but for the coin that chooses between an image and its mirror image.
 
@@ -97,8 +99,8 @@ use read::{BlockTickets, MOST_PICKS};
 use scatter::Scatter;
 use window::WindowTickets;
 
-/// How a dataset is streamed. Only `seed`, `batch`, `pool_blocks`, `cursor`, `ranks` and `flip` decide what comes; the rest how
-/// fast.
+/// How a dataset is streamed. Only `seed`, `batch`, `pool_blocks`, `cursor`, `ranks` and `flip` decide what comes; the
+/// rest how fast.
 #[derive(Debug, Clone)]
 pub struct LoadConfig {
     /// The seed of the run.
@@ -165,7 +167,8 @@ pub enum OnBadBlock {
     Skip,
 }
 
-/// A disk that is slow now and then, to see what prefetch is worth: one in `one_in` blocks, by number, comes `delay` late.
+/// A disk that is slow now and then, to see what prefetch is worth: one in `one_in` blocks, by number, comes `delay`
+/// late.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SlowReads {
     /// At least 1.
@@ -272,8 +275,8 @@ pub fn batches(dataset: &Arc<Dataset>, config: &LoadConfig) -> Result<Flow<Slab<
     loader.flow()
 }
 
-/// Tickets at a time: one in the hands of the source, `workers` in the link behind it, `2 * workers` that are worked on or
-/// in the link behind that, and one in the hands of who takes them.
+/// Tickets at a time: one in the hands of the source, `workers` in the link behind it, `2 * workers` that are worked on
+/// or in the link behind that, and one in the hands of who takes them.
 fn in_flight(workers: usize) -> usize {
     3 * workers + 2
 }

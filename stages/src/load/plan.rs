@@ -17,17 +17,17 @@
 //!    `min(P, 64 + j) * 2^32`; the rows of a block draw one after the other from `stream(2, epoch, j)`.
 //! 3. The samples are ordered by (key, j, i).
 //!
-//! Two samples can change places if their blocks are less than P apart in 1. (less than `64 + j`, where that is fewer), and
-//! at no time are more than P blocks begun and not finished: the pool slides over the blocks, and there are no windows with edges. It begins with 64 blocks
-//! and grows by one with each block that follows, and shrinks over the last samples of an epoch, while that of the next
-//! grows: the first batch does not wait for the whole pool, and after it blocks are begun at an even pace, about twice
-//! the mean until the pool has its size.
+//! Two samples can change places if their blocks are less than P apart in 1. (less than `64 + j`, where that is fewer),
+//! and at no time are more than P blocks begun and not finished: the pool slides over the blocks, and there are no
+//! windows with edges. It begins with 64 blocks and grows by one with each block that follows, and shrinks over the
+//! last samples of an epoch, while that of the next grows: the first batch does not wait for the whole pool, and after
+//! it blocks are begun at an even pace, about twice the mean until the pool has its size.
 //!
 //! With a pool of all blocks or more, the samples of the dataset in its order are permuted by `stream(3, epoch, 0)`: a
 //! uniform permutation.
 //!
-//! *Mirror images.* Where they are asked for, row k of global batch b is one if output k, from 0, of `stream(4, 0, b)` is at least
-//! 2^63: a coin for every visit of an image.
+//! *Mirror images.* Where they are asked for, row k of global batch b is one if output k, from 0, of `stream(4, 0, b)`
+//! is at least 2^63: a coin for every visit of an image. A sample that fills in for an unreadable one keeps its side.
 //!
 //! *Batches.* An epoch has `floor(samples / batch)` batches; batch i of an epoch is positions `[i * batch, (i + 1) * batch)`
 //! of its order. What remains at the end is dropped: fewer than `batch` samples, others in every epoch, since the order
@@ -36,7 +36,8 @@
 //! *Ranks.* Rank r of a world of w takes rows `[r * batch / w, (r + 1) * batch / w)` of every batch ([`Ranks`]); w divides the
 //! batch. So the slices of all ranks are the batch, and a run may go on with another w.
 //!
-//! Workers, devices, buffers, ways of reading and where a run was resumed do not appear: the order cannot depend on them.
+//! Workers, devices, buffers, ways of reading and where a run was resumed do not appear: the order cannot depend on
+//! them.
 //!
 //! [`Plan::epoch`] and [`Plan::batch`] say this directly. [`super::order`] streams the same from any cursor; the tests
 //! compare the two.

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use shards::{Codec, DType, Semantics};
 
 use super::fixture::*;
+use super::plan::is_mirrored;
 use super::*;
 
 const ZSTD: Codec = Codec::ShuffleZstd { level: 1 };
@@ -135,20 +136,37 @@ fn an_interrupted_stream_has_a_beginning_of_the_batches() {
 #[test]
 fn f32_columns_are_rounded_and_deviations_become_log_variances() {
     let dir = tempfile::tempdir().unwrap();
-    let columns =
-        vec![column("mean", DType::F32, Semantics::PosteriorMean), column("std", DType::F32, Semantics::PosteriorStd)];
+    let columns = vec![
+        column("mean", DType::F32, Semantics::PosteriorMean),
+        column("std", DType::F32, Semantics::PosteriorStd),
+        column("std_flip", DType::F32, Semantics::PosteriorStd),
+        column("mean_flip", DType::F32, Semantics::PosteriorMean),
+    ];
+    // Mirror images have the opposite means, and deviations half as large.
+    let mean = |position: u64, i: usize| position as f32 + i as f32 / 3.0;
     let dataset = write(dir.path(), &schema(columns, 4), &[5], |column, position| {
-        let value = |i: usize| if column == 0 { position as f32 + i as f32 / 3.0 } else { position as f32 * 0.5 };
+        let value = |i: usize| match column {
+            0 => mean(position, i),
+            3 => -mean(position, i),
+            _ => position as f32 * if column == 1 { 0.5 } else { 0.25 },
+        };
         (0..VALUES).flat_map(|i| value(i).to_le_bytes()).collect()
     });
-    let batch = &run(&dataset, &LoadConfig { batch: 5, batches: Some(1), ..config() })[0][0];
-    for (row, &position) in batch.positions.iter().enumerate() {
-        for i in 0..VALUES {
-            let mean = f16::from_f32(position as f32 + i as f32 / 3.0);
-            let logvar = if position == 0 { -30.0 } else { 2.0 * (position as f64 * 0.5).ln() };
-            assert_eq!(batch.mean[row * VALUES + i], mean);
-            assert_eq!(batch.logvar[row * VALUES + i], f16::from_f64(logvar));
+    for flip in [false, true] {
+        let config = LoadConfig { batch: 5, batches: Some(1), flip, ..config() };
+        let batch = &run(&dataset, &config)[0][0];
+        let mut sides = [0; 2];
+        for (row, &position) in batch.positions.iter().enumerate() {
+            let mirrored = flip && is_mirrored(config.seed, 0, row as u64);
+            sides[usize::from(mirrored)] += 1;
+            let (sign, deviation) = if mirrored { (-1.0, 0.25) } else { (1.0, 0.5) };
+            for i in 0..VALUES {
+                let logvar = if position == 0 { -30.0 } else { 2.0 * (position as f64 * deviation).ln() };
+                assert_eq!(batch.mean[row * VALUES + i], f16::from_f32(sign * mean(position, i)));
+                assert_eq!(batch.logvar[row * VALUES + i], f16::from_f64(logvar));
+            }
         }
+        assert_eq!(sides.contains(&0), !flip, "{sides:?}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! Batches of noise that cost nothing to load: what a consumer can do at most, to compare a run on data with.
 //!
-//! Noise is its own mirror image: [`LoadConfig::flip`] changes nothing. The buffers are filled once and come around again, so which numbers a step sees depends on timing. Positions count up.
+//! Noise is its own mirror image: [`LoadConfig::flip`] changes nothing. The buffers are filled once and come around
+//! again, so which numbers a step sees depends on timing. Positions count up.
 
 use half::f16;
 use pipeline::{BoxError, Flow, Slab, Slabs, Source, Stop};

@@ -12,9 +12,9 @@
 //! | embeddings and output | D C p² T for each patch embedding (DDT has two) and for the output; 256 D + D² for t |
 //! | projector of n layers | T (D h + (n - 2) h² + h o), where conditions are aligned |
 //!
-//! What papers print as "GFLOPs" of SiT and DiT are these MAC: 118.6 G for XL/2. A MAC is two FLOP, a backward pass costs
-//! two forward passes, and each of K views is a pass, so an image costs 2 x 3 x K x MAC to train. Norms, activations,
-//! softmax, losses and the optimiser are not counted, as nowhere else.
+//! What papers print as "GFLOPs" of SiT and DiT are these MAC: 118.6 G for XL/2. A MAC is two FLOP, a backward pass
+//! costs two forward passes, and each of K views is a pass, so an image costs 2 x 3 x K x MAC to train. Norms,
+//! activations, softmax, losses and the optimiser are not counted, as nowhere else.
 
 use tch::Kind;
 
@@ -83,9 +83,9 @@ impl ForwardMacs {
 
 /// An estimate of the bytes that training holds on its device.
 ///
-/// Weights, moments and average are exact; gradients are those of the end of a backward pass, when activations are gone.
-/// Activations are by a rule: what autograd keeps of a block for the backward pass is, for each
-/// token of each view, 12 + 2 r vectors of width D (input, norm, modulated and output of both halves; q, k, v and what
+/// Weights, moments and average are exact; gradients are those of the end of a backward pass, when activations are
+/// gone, so that the sum is more than the peak. Activations are by a rule: what autograd keeps of a block for the
+/// backward pass is, for each token of each view, 12 + 2 r vectors of width D (input, norm, modulated and output of both halves; q, k, v and what
 /// attention gives; two of the MLP's width), and 8 more where a token has a modulation of its own; z_phi keeps 4 h + 2 o
 /// values. Scores are not kept: attention is computed in tiles. A kernel that fuses some of this keeps less, an
 /// allocator's cache holds more.

@@ -5,8 +5,9 @@
 //! clipping, AdamW, EMA, all-reduce and checkpoint are one pass over one buffer each, and there is one place where
 //! precision changes.
 //!
-//! A backward pass leaves its gradients at the tensors that it computed with, in their dtype. From there they are moved to the
-//! flat buffer: adding them to it in the first place would want zeros there, and a second buffer where the dtypes differ.
+//! A backward pass leaves its gradients at the tensors that it computed with, in their dtype. From there they are moved
+//! to the flat buffer: adding them to it in the first place would want zeros there, and a second buffer where the
+//! dtypes differ.
 
 use std::collections::BTreeMap;
 
@@ -16,8 +17,8 @@ use super::layout::ParameterSpec;
 use crate::native::c10d::{Exchange, Group};
 use crate::native::{NativeError, drop_gradient, take_gradient};
 
-/// Values of a bucket of gradients that ranks exchange, at least: 25 MiB, DistributedDataParallel's. Smaller ones begin earlier and
-/// cost more calls.
+/// Values of a bucket of gradients that ranks exchange, at least: 25 MiB, DistributedDataParallel's. Smaller ones begin
+/// earlier and cost more calls.
 pub const BUCKET: i64 = 25 * 1024 * 1024 / 4;
 
 /// Tensors by parameter name: views into one flat buffer.
@@ -94,7 +95,8 @@ impl Parameters {
         &self.specs
     }
 
-    /// Forgets what a backward pass left at the leaves that nobody collected: one that failed, before a step that begins.
+    /// Forgets what a backward pass left at the leaves that nobody collected: one that failed, before a step that
+    /// begins.
     ///
     /// # Errors
     /// libtorch's; none are known.
@@ -102,8 +104,8 @@ impl Parameters {
         self.leaves.values().try_for_each(drop_gradient)
     }
 
-    /// Moves what a backward pass left at the leaves to [`Self::gradients`], after every micro-batch: of the first of a step in
-    /// place of what is there, of the others added to it.
+    /// Moves what a backward pass left at the leaves to [`Self::gradients`], after every micro-batch: of the first of a
+    /// step in place of what is there, of the others added to it.
     ///
     /// # Errors
     /// libtorch's; none are known.

@@ -1,8 +1,8 @@
-//! c10d, the engine below `torch.distributed`: a [`Store`] of keys that one rank holds and all read, [`Group`]s of ranks that sum
-//! and copy tensors, and the [`Exchange`] of gradients during the backward pass.
+//! c10d, the engine below `torch.distributed`: a [`Store`] of keys that one rank holds and all read, [`Group`]s of
+//! ranks that sum and copy tensors, and the [`Exchange`] of gradients during the backward pass.
 //!
-//! Everything here waits no longer than its timeout, as long as the process that holds the store answers: its clients read from a
-//! socket without a deadline.
+//! Everything here waits no longer than its timeout, as long as the process that holds the store answers: its clients
+//! read from a socket without a deadline.
 
 use std::ffi::{CString, c_char, c_void};
 use std::fmt;
@@ -112,7 +112,8 @@ impl Store {
     pub fn open(place: &Place, serve: bool, timeout: Duration) -> Result<Self, NativeError> {
         let (host, prefix) = (c_text(&place.host)?, c_text(&place.prefix)?);
         let (mut raw, mut port) = (std::ptr::null_mut(), 0);
-        // SAFETY: the texts end in a zero byte and are not kept; both results are written before it returns without a message.
+        // SAFETY: the texts end in a zero byte and are not kept; both results are written before it returns without a
+        // message.
         checked(unsafe {
             dualpath_store_open(
                 host.as_ptr(),
@@ -191,8 +192,9 @@ pub struct Group(*mut c_void);
 unsafe impl Send for Group {}
 
 impl Group {
-    /// A Gloo group, for tensors on the CPU; waits until all ranks are there. `interface` names the network interface; without
-    /// one, `host` is the address that is bound to, and without either that which the machine's own name resolves to.
+    /// A Gloo group, for tensors on the CPU; waits until all ranks are there. `interface` names the network interface;
+    /// without one, `host` is the address that is bound to, and without either that which the machine's own name
+    /// resolves to.
     ///
     /// # Errors
     /// Not all ranks come within `timeout`, which is also that of every collective.
@@ -220,9 +222,9 @@ impl Group {
         Ok(Self(group))
     }
 
-    /// An NCCL group, for tensors on GPU number `device`, by the shared object at `library` (`make nccl`). The CUDA side of libtorch
-    /// must be loaded. The ranks meet at the first collective, and whoever waits for one waits on the host, so that a rank that is
-    /// lost is noticed.
+    /// An NCCL group, for tensors on GPU number `device`, by the shared object at `library` (`make nccl`). The CUDA
+    /// side of libtorch must be loaded. The ranks meet at the first collective, and whoever waits for one waits on the
+    /// host, so that a rank that is lost is noticed.
     ///
     /// # Errors
     /// The library cannot be loaded, or there is no such GPU.
@@ -330,8 +332,8 @@ pub struct Exchange {
 unsafe impl Send for Exchange {}
 
 impl Exchange {
-    /// For the flat f32 `gradients` of `leaves`, which are in the order of the buffer and of any dtype. `bucket`: values of a
-    /// bucket, at least.
+    /// For the flat f32 `gradients` of `leaves`, which are in the order of the buffer and of any dtype. `bucket`:
+    /// values of a bucket, at least.
     ///
     /// # Errors
     /// The leaves are not those of the buffer.
@@ -341,8 +343,8 @@ impl Exchange {
         }
         let pointers: Vec<tensor> = leaves.iter().map(|leaf| leaf.as_ptr().cast_mut()).collect();
         let mut raw = std::ptr::null_mut();
-        // SAFETY: all are live tensors to which the callee counts its own references, and `raw` is written before it returns
-        // without a message.
+        // SAFETY: all are live tensors to which the callee counts its own references, and `raw` is written before it
+        // returns without a message.
         checked(unsafe {
             dualpath_exchange_new(
                 group.0,

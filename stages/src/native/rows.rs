@@ -50,7 +50,8 @@ pub struct Row<'a> {
 }
 
 impl Filling {
-    /// Takes a batch to be filled, which knows its number and its rows already; what else it held is overwritten row by row.
+    /// Takes a batch to be filled, which knows its number and its rows already; what else it held is overwritten row by
+    /// row.
     pub fn new(mut batch: Slab<HostBatch>) -> Self {
         let rows = batch.positions.len();
         let values = batch.shape[1..].iter().product();
@@ -72,8 +73,8 @@ impl Filling {
             return None;
         }
         let (first, values) = (at * self.values, self.values);
-        // SAFETY: row `at` lies within all arrays, whose lengths `new` has compared; their memory is on the heap, does not
-        // move with `batch`, and lives as long as `self`. The bit was not set before, so nobody else has this row.
+        // SAFETY: row `at` lies within all arrays, whose lengths `new` has compared; their memory is on the heap, does
+        // not move with `batch`, and lives as long as `self`. The bit was not set before, so nobody else has this row.
         unsafe {
             Some(Row {
                 mean: std::slice::from_raw_parts_mut(self.mean.add(first), values),

@@ -35,15 +35,15 @@ pub struct ScheduleConfig {
     pub steps: u64,
     /// Images in a global batch; each counts `objective.views` times for the network.
     pub batch: u64,
-    /// Pieces in which the batch goes through the network, to save memory; changes results by rounding only (of a rank, its slice of
-    /// the batch).
+    /// Pieces in which the batch goes through the network, to save memory; changes results by rounding only (of a rank,
+    /// its slice of the batch).
     pub micro_batches: u64,
     /// Seed of the order, the initial weights and every draw.
     pub seed: u64,
     /// Blocks of 64 samples in the shuffle pool; as many as the dataset has make a full permutation.
     pub pool_blocks: u64,
-    /// Whether every visit of an image is to its mirror image with a probability of 1/2, which wants a dataset of `encode --flip`. Of the
-    /// paper's open questions A11; `false`, as REPA trains.
+    /// Whether every visit of an image is to its mirror image with a probability of 1/2, which wants a dataset of
+    /// `encode --flip`. Of the paper's open questions A11; `false`, as REPA trains.
     #[serde(default)]
     pub flip: bool,
     /// Steps between lines of `metrics.jsonl`; their figures are means over these steps.

@@ -200,8 +200,8 @@ fn ranks_that_slice_the_global_batch_have_its_gradients_on_average() {
     assert_equal_by_parameter("two ranks", &specs, &mean, &whole, 1e-6);
 }
 
-/// Every key of the objective at least once: the paper's with one to four views, its variants, and the losses that it is compared
-/// with, on `ddt`; and the paper's on `sit`.
+/// Every key of the objective at least once: the paper's with one to four views, its variants, and the losses that it
+/// is compared with, on `ddt`; and the paper's on `sit`.
 fn configs() -> Vec<TrainConfig> {
     let paper = ObjectiveConfig::default;
     let plain = ObjectiveConfig::plain;
@@ -234,9 +234,9 @@ fn configs() -> Vec<TrainConfig> {
     objectives.into_iter().map(of).chain([sit]).collect()
 }
 
-/// Nothing of a step reads a value back, figures of the features included. The one read is in libtorch's AdamW for the CPU, of
-/// the count of steps; the one for CUDA looks at it on the device. What a GPU runs in place of the CPU's block is counted in
-/// `network::fused`.
+/// Nothing of a step reads a value back, figures of the features included. The one read is in libtorch's AdamW for the
+/// CPU, of the count of steps; the one for CUDA looks at it on the device. What a GPU runs in place of the CPU's block
+/// is counted in `network::fused`.
 #[test]
 fn a_step_of_any_objective_reads_nothing_back() {
     for config in configs() {
@@ -254,7 +254,8 @@ proptest! {
     // A case is all there is to train, each with stops of its own; a failure names its own, and needs no smaller one.
     #![proptest_config(ProptestConfig { cases: 1, max_shrink_iters: 0, failure_persistence: None, ..Default::default() })]
 
-    /// Wherever it was stopped, and whatever it trains: the last checkpoint has the bytes of that of a run that never was.
+    /// Wherever it was stopped, and whatever it trains: the last checkpoint has the bytes of that of a run that never
+    /// was.
     #[test]
     fn a_run_that_was_stopped_continues_bit_for_bit(
         stops in prop::collection::vec(prop::collection::btree_set(1_u64..7, 2), 2 * configs().len()),

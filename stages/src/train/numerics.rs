@@ -56,6 +56,22 @@ fn a_batch_that_holds_a_nan_is_skipped_and_the_run_goes_on() {
     }
 }
 
+#[test]
+fn what_a_pass_left_that_nobody_collected_is_no_part_of_the_next_step() {
+    for kind in [Kind::Float, Kind::BFloat16] {
+        let step = |mut trainer: Trainer| {
+            let views = trainer.draw_views().unwrap();
+            trainer.step(&batch(0), &views, false).unwrap();
+            trainer.parameters.master
+        };
+        let disturbed = trainer(1, kind);
+        for leaf in disturbed.parameters.leaves().values() {
+            leaf.sum(kind).backward();
+        }
+        assert!(step(disturbed).equal(&step(trainer(1, kind))), "{kind:?}");
+    }
+}
+
 /// Section 5.1: with weights and biases of 0 the aligned features "remain 0, leading to shortcut learning".
 #[test]
 fn the_projector_does_not_start_in_the_shortcut() {

@@ -53,7 +53,8 @@ pub struct StepFigures {
     pub skipped: Tensor,
 }
 
-/// The losses of one step, f32 scalars on the device, none with its weight: those of [`Losses`], as means over the micro-batches.
+/// The losses of one step, f32 scalars on the device, none with its weight: those of [`Losses`], as means over the
+/// micro-batches.
 #[derive(Debug)]
 pub struct StepLosses {
     /// Eq. 7 as a mean over views, channels and pixels, however the configuration reduces it; at least 0.
@@ -141,9 +142,9 @@ impl Trainer {
         Views::draw(objective, &self.data, train.batch as i64, train.seed, self.step, self.device)
     }
 
-    /// Gradients of the mean loss over the global batch. `batch` and `views` are all of it, or this rank's slice of it, and go
-    /// through the network in equal pieces; what they say is summed over the ranks during the last of them. The losses are
-    /// means over what went through here. `look` asks for figures of the features.
+    /// Gradients of the mean loss over the global batch. `batch` and `views` are all of it, or this rank's slice of it,
+    /// and go through the network in equal pieces; what they say is summed over the ranks during the last of them. The
+    /// losses are means over what went through here. `look` asks for figures of the features.
     ///
     /// # Errors
     /// Another rank is gone, or does not come. The weights are as they were.
@@ -156,7 +157,7 @@ impl Trainer {
         let pieces = self.config.train.micro_batches as i64;
         let size = batch.labels.size()[0] / pieces;
         let (mut sums, mut features) = (StepLosses::zero(self.device), None);
-        // Of a step that failed.
+        // What a pass may have left whose caller went on after its error.
         self.parameters.drop_gradients()?;
         for piece in 0..pieces {
             let start = piece * size;
@@ -185,8 +186,8 @@ impl Trainer {
         Ok((sums, features))
     }
 
-    /// Clip, AdamW, EMA with the gradients at hand; the step is done after it, also where it was skipped: the next one has other
-    /// data and other draws, and the course of the learning rate and of the average's decay goes by steps.
+    /// Clip, AdamW, EMA with the gradients at hand; the step is done after it, also where it was skipped: the next one
+    /// has other data and other draws, and the course of the learning rate and of the average's decay goes by steps.
     ///
     /// # Errors
     /// libtorch's; none are known.
@@ -199,8 +200,8 @@ impl Trainer {
         Ok(figures)
     }
 
-    /// One step of training on a global batch, or this rank's slice of one. `views` are those of [`Self::draw_views`], of the
-    /// same rows; `look` asks for figures of the features.
+    /// One step of training on a global batch, or this rank's slice of one. `views` are those of [`Self::draw_views`],
+    /// of the same rows; `look` asks for figures of the features.
     ///
     /// # Errors
     /// Those of [`Self::compute_gradients`] and [`Self::update`].

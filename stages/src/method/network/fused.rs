@@ -22,15 +22,16 @@ struct Case {
 fn cases() -> impl Iterator<Item = (Sizes, Case)> {
     SIZES.into_iter().flat_map(|size| {
         let [width, heads, ..] = size;
-        // A head that is wider makes scores in the hundreds then, of which neither block keeps enough digits to be compared.
+        // A head that is wider makes scores in the hundreds then, of which neither block keeps enough digits to be
+        // compared.
         let sharp = (width / heads <= 64).then_some(Case { per_token: true, sharp: true });
         let cases = [false, true].map(|per_token| Case { per_token, sharp: false });
         cases.into_iter().chain(sharp).map(move |case| (size, case))
     })
 }
 
-/// Odd everywhere; sizes of which all vectors are whole; more tokens than attention takes at a time, and some left over; a head
-/// that is wider than a piece of its rows.
+/// Odd everywhere; sizes of which all vectors are whole; more tokens than attention takes at a time, and some left
+/// over; a head that is wider than a piece of its rows.
 const SIZES: [Sizes; 5] = [[15, 3, 37, 7], [15, 3, 8, 21], [64, 2, 128, 32], [24, 2, 16, 140], [130, 1, 16, 20]];
 
 fn normal(shape: &[i64], seed: u64) -> Tensor {

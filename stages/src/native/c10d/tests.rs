@@ -105,8 +105,8 @@ fn a_rank_that_never_comes_is_an_error_within_the_timeout() {
     assert!(Group::gloo(&store, [0, 2], "", "127.0.0.1", Duration::from_millis(200)).is_err());
 }
 
-/// Four parameters, of which one gets no gradient; two backward passes, of which the second is exchanged. What arrives is
-/// the sum over ranks of what each would have alone, whatever the size of the buckets and the dtype.
+/// Four parameters, of which one gets no gradient; two backward passes, of which the second is exchanged. What arrives
+/// is the sum over ranks of what each would have alone, whatever the size of the buckets and the dtype.
 #[test]
 fn gradients_of_all_passes_are_summed_once() {
     let lens = [5i64, 3, 4, 6];
