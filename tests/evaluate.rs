@@ -125,7 +125,7 @@ fn what_cannot_be_measured_is_refused_in_one_sentence() {
     fs::create_dir(&smaller).unwrap();
     (0..2).for_each(|i| image::RgbImage::new(8, 8).save(smaller.join(format!("{i}.png"))).unwrap());
     refuse(line, &[&samples, &samples, &other], "the weights do not fit the network: 471 missing: ");
-    refuse(line, &[&samples, &samples, &folder.path().join("none")], "the weights cannot be read");
+    refuse(line, &[&samples, &samples, &folder.path().join("none")], "none: no such file; docs/evaluation.md says how");
     refuse(line, &[&one, &samples, &other], "holds 1 picture, and a distance of distributions needs two at least");
     // The reference is looked at before the samples go through the network, and before the weights are read.
     refuse(line, &[&samples, &smaller, &other], "56x40 pixels and the pictures of the reference of 8x8");
@@ -292,6 +292,8 @@ fn every_evaluation_of_samples_keeps_what_decides_its_numbers() {
         }
         assert_eq!((&record["count"], &record["sampling"]["labels"]), (&4.into(), &Value::Null), "{kind}");
     }
+    let said = succeed("report {} {}", &[&at("samples.nearest.json"), &at("samples.vae.json")]);
+    assert!(said.contains("| latent Frechet | nearest neighbour accuracy |") && !said.contains("by_class"), "{said}");
     // Features know where they come from.
     succeed(&measured, &[&at("features.npz"), &reference, &inception]);
     let [of_features, of_samples] = ["features", "samples"].map(|name| {

@@ -196,6 +196,7 @@ pub(crate) fn run(args: &ProbeArgs, runtime: &Runtime) -> Result<Outcome> {
         checkpoint: file.display().to_string(),
         step,
         count: held_out.len(),
+        held_out: samples,
         velocity_loss: by_t.iter().sum::<f64>() / by_t.len() as f64,
         velocity_loss_by_t: by_t,
         linear_probe: layers.iter().find(|found| found.layer == aligned).map(|found| found.linear_probe),

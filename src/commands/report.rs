@@ -34,13 +34,14 @@ pub(crate) struct ReportArgs {
 }
 
 /// Figures of an evaluation: key of the record, and what it is called.
-const FIGURES: [(&str, &str); 8] = [
+const FIGURES: [(&str, &str); 9] = [
     ("fid", "FID"),
     ("sfid", "sFID"),
     ("is", "IS"),
     ("precision", "precision"),
     ("recall", "recall"),
     ("latent_frechet", "latent Frechet"),
+    ("nearest_neighbour_accuracy", "nearest neighbour accuracy"),
     ("count", "samples"),
     ("reference_count", "reference pictures"),
 ];
@@ -243,8 +244,9 @@ fn record(path: &Path) -> Result<Entry> {
     FIGURES.iter().for_each(|(key, _)| {
         settings.remove(*key);
     });
-    // Another measure of the same reference, and no setting.
-    settings.remove("latent_frechet_of_reference_halves");
+    // Other measures of the same pictures, and no settings.
+    let measures = ["latent_frechet_of_reference_halves", "chance", "by_class", "train_accuracy", "distance_to_train"];
+    settings.retain(|key, _| !measures.contains(&key.split('.').next().unwrap_or_default()));
     Ok(Entry { name: name(path), figures, settings })
 }
 

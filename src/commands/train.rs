@@ -272,7 +272,10 @@ fn train(args: &TrainArgs, devices: &[Device], meeting: Option<&Meeting>, runtim
         show::say(&show::report_lines(&finished.report));
         // An aside, like the grids in it: the run is whole without.
         match report::write_page(&args.run) {
-            Ok(page) => show::say(&format!("curves and sample grids are in {}", page.display())),
+            Ok(page) => show::say(&format!(
+                "the curves of the run, and its sample grids if it has any, are in {}",
+                page.display()
+            )),
             Err(e) => show::say(&format!("warning: the page of the run could not be written: {e:#}")),
         }
     }

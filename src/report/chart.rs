@@ -106,7 +106,7 @@ impl Chart {
             .filter(drawable)
             .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
         let low = if base == Base::Zero { low.min(0.0) } else { low };
-        let y_ticks = if low <= high { ticks(low, high) } else { ticks(0.0, 1.0) };
+        let y_ticks = if low <= high { ticks_of_values(low, high) } else { ticks(0.0, 1.0) };
         let x = Scale::new(&x_ticks, LEFT, WIDTH - RIGHT);
         let y = Scale::new(&y_ticks, HEIGHT - BOTTOM, TOP);
 
@@ -204,6 +204,13 @@ fn ticks(low: f64, high: f64) -> Vec<f64> {
     (0..=(last - first) as usize).map(|n| value(first + n as f64)).collect()
 }
 
+/// Ticks of an axis of values: one that hardly changes is drawn as a line that hardly changes.
+fn ticks_of_values(low: f64, high: f64) -> Vec<f64> {
+    let least = 1e-3 * low.abs().max(high.abs());
+    let room = (least - (high - low)).max(0.0) / 2.0;
+    ticks(low - room, high + room)
+}
+
 /// From values on an axis to the drawing.
 struct Scale {
     low: f64,
@@ -235,7 +242,8 @@ fn tick_text(value: f64, ticks: &[f64]) -> String {
     if value == 0.0 {
         "0".to_owned()
     } else if largest >= 1e7 || step < 1e-4 {
-        format!("{value:.1e}")
+        let digits = (largest / step).log10().ceil().clamp(1.0, 9.0) as usize;
+        format!("{value:.digits$e}")
     } else if step >= 1.0 {
         let sign = if value < 0.0 { "-" } else { "" };
         format!("{sign}{}", grouped(value.abs().round() as u64))
@@ -312,6 +320,10 @@ mod tests {
         assert_eq!(texts(-0.04, 0.04), ["-0.04", "-0.02", "0", "0.02", "0.04"]);
         assert_eq!(texts(5.0, 5.0), ["4.4", "4.6", "4.8", "5.0", "5.2", "5.4", "5.6"]);
         assert_eq!(texts(0.0, 0.0), ["-1.0", "-0.5", "0", "0.5", "1.0"]);
+        assert_eq!(texts(0.01, 0.01002), ["1.0000e-2", "1.0005e-2", "1.0010e-2", "1.0015e-2", "1.0020e-2"]);
+        let ticks = ticks_of_values(0.99999, 1.0);
+        let said: Vec<_> = ticks.iter().map(|tick| tick_text(*tick, &ticks)).collect();
+        assert_eq!((said[0].as_str(), said.last().unwrap().as_str()), ("0.9994", "1.0006"));
     }
 
     #[test]

@@ -123,11 +123,7 @@ fn plots(metrics: &[Metrics]) -> Vec<Plot> {
         (
             "Alignment",
             Base::Data,
-            vec![
-                series("after the projector", after),
-                series("before it", before),
-                series("after it, other images", others),
-            ],
+            vec![series("after the projector", after), series("before it", before), series("other images", others)],
         ),
         ("Rank of the features", Base::Zero, {
             let [before, after] = ranks;

@@ -169,11 +169,12 @@ pub(crate) fn same_size(samples: &Input, reference: &Input) -> Result<()> {
     {
         bail!(
             "the samples are of {}x{} pixels and the pictures of the reference of {}x{}; give a reference of the samples' size, \
-             of a folder by --crop",
+             of a folder by --crop {}",
             ours.0,
             ours.1,
             theirs.0,
-            theirs.1
+            theirs.1,
+            ours.0
         );
     }
     Ok(())

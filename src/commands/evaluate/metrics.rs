@@ -105,6 +105,17 @@ struct Metrics {
     circumstances: Circumstances,
 }
 
+fn there_are_weights(path: &Path) -> Result<()> {
+    if !path.is_file() {
+        bail!(
+            "{}: no such file; docs/evaluation.md says how Inception's weights are made, and `evaluate --features vae` \
+             measures without them",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
 /// A set through the network, and what identifies it.
 pub(crate) struct Measured {
     pub(crate) statistics: Statistics,
@@ -115,6 +126,7 @@ pub(crate) struct Measured {
 pub(super) fn run(args: &EvaluateArgs, inception: &Path, runtime: &Runtime) -> Result<Outcome> {
     let metrics = &args.metrics;
     // All that can be refused is refused before anything long.
+    there_are_weights(inception)?;
     let [samples, reference] = [("samples", &args.samples, None), ("reference", &args.reference, metrics.crop)]
         .map(|(what, path, crop)| Input::open(what, path, metrics.batch, crop));
     let (samples, reference) = (samples?, reference?);
@@ -225,6 +237,7 @@ pub(crate) struct Network {
 impl Network {
     /// Reads the weights once, so that wrong ones are refused here.
     pub(crate) fn open(path: &Path, devices: &str, batch: usize) -> Result<Self> {
+        there_are_weights(path)?;
         let weights = Inception::open(path, Device::Cpu)?.weights_xxh3();
         Ok(Self { path: path.to_owned(), devices: parse_devices(devices)?, batch, weights })
     }

@@ -23,8 +23,10 @@ pub(super) struct Found {
     pub(super) dataset: String,
     /// Of that which classifiers were fitted to; none if that was half of the held-out one.
     pub(super) fit_dataset: Option<String>,
-    /// Held-out latents.
+    /// Held-out latents that were read, in whole batches.
     pub(super) count: i64,
+    /// Those that the dataset has.
+    pub(super) held_out: u64,
     /// Mean over all t.
     pub(super) velocity_loss: f64,
     /// By tenths of t.
@@ -122,7 +124,7 @@ impl Found {
     pub(super) fn table(&self) -> String {
         let by_t: Vec<_> = self.velocity_loss_by_t.iter().map(|loss| format!("{loss:.4}")).collect();
         let mut lines = vec![
-            format!("step {}, {} held-out latents", self.step, self.count),
+            format!("step {}, {} of {} held-out latents, in whole batches", self.step, self.count, self.held_out),
             format!("velocity loss {:.4}; by tenths of t, from data to noise:", self.velocity_loss),
             format!("  {}", by_t.join(" ")),
         ];

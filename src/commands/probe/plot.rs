@@ -184,6 +184,7 @@ mod tests {
             checkpoint: "c".into(),
             step: 9,
             count: 64,
+            held_out: 64,
             velocity_loss: 1.0,
             velocity_loss_by_t: vec![1.0; 10],
             linear_probe: Some(0.5),

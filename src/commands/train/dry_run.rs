@@ -68,7 +68,11 @@ pub(super) fn lines(
         lines.push(memory_line(memory));
     }
     lines.push(length);
-    lines.push(format!("device: {device:?}, computing in {}", precision_name(kind)));
+    let name = match device {
+        Device::Cuda(number) => format!("cuda:{number}"),
+        _ => "cpu".to_owned(),
+    };
+    lines.push(format!("device: {name}, computing in {}", precision_name(kind)));
     lines
 }
 

@@ -164,7 +164,10 @@ fn shapes(tensors: &Tensors, hints: &Hints, notes: &mut Vec<String>) -> Result<(
     let encoder = table5().find(|size| (size.hidden, size.depth) == (hidden, depth)).map(|size| size.encoder_depth);
     let becomes_ddt = model.backbone == Backbone::Ddt || hints.backbone == Some(Backbone::Ddt);
     model.heads = hints.heads.or(heads).ok_or_else(|| {
-        format!("a width of {hidden} is none of Table 5 (384, 768, 1024, 1152); give the attention heads with --heads")
+        let and = if becomes_ddt && hints.encoder_depth.is_none() { ", and --encoder-depth" } else { "" };
+        format!(
+            "a width of {hidden} is none of Table 5 (384, 768, 1024, 1152); give the attention heads with --heads{and}"
+        )
     })?;
     model.encoder_depth = match hints.encoder_depth.or(encoder) {
         Some(depth) => depth,
@@ -225,7 +228,7 @@ mod tests {
         model.projector_out = 0;
         let all = tensors(&model, Some(256));
         let problem = |hints: &Hints| infer(&all, None, hints).unwrap_err();
-        assert!(problem(&Hints::default()).contains("--heads"));
+        assert!(problem(&Hints::default()).ends_with("give the attention heads with --heads, and --encoder-depth"));
         assert!(problem(&Hints { heads: Some(4), ..Default::default() }).contains("--encoder-depth"));
         let hints = Hints { heads: Some(4), encoder_depth: Some(2), ..Default::default() };
         assert_eq!(infer(&all, None, &hints).unwrap().model, model);
