@@ -190,9 +190,10 @@ fn flatten(table: &Table) -> Vec<(String, Value)> {
 /// The candidate that is most like `word`.
 pub(crate) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> &'a str {
     // The last part of a dotted key is what people remember.
-    let similarity = |candidate: &str| {
-        let tail = candidate.rsplit('.').next().unwrap_or(candidate);
-        strsim::jaro_winkler(word, candidate).max(strsim::jaro_winkler(word, tail))
+    let tail = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
+    let similarity = |candidate: &str| match tail(candidate) {
+        same if same == tail(word) => 2.0,
+        other => strsim::jaro_winkler(word, candidate).max(strsim::jaro_winkler(word, &other)),
     };
     candidates.max_by(|a, b| similarity(a).total_cmp(&similarity(b))).unwrap_or("")
 }
@@ -216,6 +217,7 @@ mod tests {
         let message = |setting: &str| format!("{:#}", resolve(None, None, &[setting.to_owned()]).unwrap_err());
         assert!(message("optimizer.lrr=1").contains("\"optimiser.lr\""), "{}", message("optimizer.lrr=1"));
         assert!(message("batch=1").contains("\"train.batch\""), "{}", message("batch=1"));
+        assert!(message("train.clip=1").contains("\"optimiser.clip\""), "{}", message("train.clip=1"));
         assert!(message("train.batch=big").contains("must be of type integer"), "{}", message("train.batch=big"));
     }
 
