@@ -292,6 +292,7 @@ fn every_evaluation_of_samples_keeps_what_decides_its_numbers() {
         }
         assert_eq!((&record["count"], &record["sampling"]["labels"]), (&4.into(), &Value::Null), "{kind}");
     }
+    refuse(nearest, &[&at("features.npz"), &reference], "features.npz: nearest real images are looked for among");
     let said = succeed("report {} {}", &[&at("samples.nearest.json"), &at("samples.vae.json")]);
     assert!(said.contains("| latent Frechet | nearest neighbour accuracy |") && !said.contains("by_class"), "{said}");
     // Features know where they come from.

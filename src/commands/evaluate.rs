@@ -121,6 +121,13 @@ pub(crate) fn run(args: &EvaluateArgs, runtime: &Runtime) -> Result<Outcome> {
 
 /// Evaluates, and prints nothing but progress. `None` if an interrupt was requested before the end.
 pub(crate) fn evaluate(args: &EvaluateArgs, runtime: &Runtime) -> Result<Option<Evaluation>> {
+    if args.samples.is_file() {
+        bail!(
+            "{}: nearest real images are looked for among the pictures of a folder; a file of samples is measured by \
+             --features vae or --inception",
+            args.samples.display()
+        );
+    }
     let listed = SampleList::open(&args.samples)?;
     let count = listed.images().len();
     let reference = real_images("--reference", &args.reference, &listed)?;
