@@ -56,10 +56,10 @@ fn check_skipped(
 }
 
 /// The same where nobody knows which samples are lost: whatever is not filled in is as planned.
-fn check_filled(got: &[Vec<Copied>], wanted: &[(u64, Vec<u64>)]) {
+fn check_filled(got: &[Vec<Copied>], wanted: &[(u64, Vec<u64>)], flips: Option<u64>) {
     for (at, (_, positions)) in wanted.iter().enumerate() {
         for slice in got.iter().map(|slices| &slices[at]) {
-            assert!(is_true(slice, true, None), "every row is a whole sample: {slice:?}");
+            assert!(is_true(slice, true, flips), "every row is a whole sample: {slice:?}");
             for (row, position) in (0..).zip(&positions[slice.rows.clone()]) {
                 let came = slice.positions[row as usize];
                 assert!(slice.filled.contains(&row) || came == *position, "row {row} of {slice:?}");
@@ -241,11 +241,13 @@ fn soak() {
         let sizes: Vec<u32> = (0..1 + below(4)).map(|_| 1 + below(900) as u32).collect();
         let all: u64 = sizes.iter().map(|&size| u64::from(size)).sum();
         let dir = tempfile::tempdir().unwrap();
-        let written = moments(dir.path(), &sizes, 1 + below(32) as u32, true, codec);
+        let flip = below(2) == 0;
+        let written = moments_of(dir.path(), &sizes, 1 + below(32) as u32, [true, flip], codec);
         let mut lost = BTreeSet::new();
         if below(3) == 0 {
             let shard = below(sizes.len() as u64) as usize;
-            damage(dir.path(), &written, shard, 0);
+            let column = below(written.manifest.schema.columns.len() as u64) as usize;
+            damage(dir.path(), &written, shard, column);
             lost = in_first_block(&written, shard);
         }
         // Divisible by 1, 2, 3 and 4 consumers, and large enough that something readable is in each slice.
@@ -254,8 +256,10 @@ fn soak() {
         let whole = LoadConfig {
             pool_blocks: 1 + below(blocks + 4) as usize,
             on_bad_block: OnBadBlock::Skip,
+            flip,
             ..LoadConfig::new(below(u64::MAX), batch)
         };
+        let flips = flip.then_some(whole.seed);
         if all < batch as u64 {
             rounds += 1;
             continue;
@@ -304,9 +308,9 @@ fn soak() {
             match got.run(&Runtime::default()) {
                 Ok(finished) => {
                     if cuts && io != Io::Ram {
-                        check_filled(&finished.output, &wanted);
+                        check_filled(&finished.output, &wanted, flips);
                     } else {
-                        check_skipped(&finished.output, &wanted, &lost, true, None);
+                        check_skipped(&finished.output, &wanted, &lost, true, flips);
                     }
                     let slices = finished.output.iter().flatten();
                     filled += slices.map(|slice| slice.filled.len() as u64).sum::<u64>();

@@ -85,9 +85,9 @@ pub(super) fn logvar_at(position: u64, i: usize) -> f16 {
     -mean_at(position, i)
 }
 
-/// Value `i` of the mean of the mirror image: none of [`mean_at`].
+/// Value `i` of the mean of the mirror image: none of [`mean_at`] but for 0.
 pub(super) fn mirrored_mean_at(position: u64, i: usize) -> f16 {
-    f16::from_bits(mean_at(position, i).to_bits() | 1 << 14)
+    -mean_at(position, i)
 }
 
 pub(super) fn mirrored_logvar_at(position: u64, i: usize) -> f16 {
@@ -102,7 +102,13 @@ pub(super) fn moments(dir: &Path, sizes: &[u32], block_samples: u32, logvar: boo
 }
 
 /// The same, with those of mirror images if asked.
-fn moments_of(dir: &Path, sizes: &[u32], block_samples: u32, [logvar, flip]: [bool; 2], codec: Codec) -> Arc<Dataset> {
+pub(super) fn moments_of(
+    dir: &Path,
+    sizes: &[u32],
+    block_samples: u32,
+    [logvar, flip]: [bool; 2],
+    codec: Codec,
+) -> Arc<Dataset> {
     let kinds: [(&str, Semantics, bool, ValueAt); 4] = [
         ("mean", Semantics::PosteriorMean, true, mean_at),
         ("logvar", Semantics::PosteriorLogvar, logvar, logvar_at),

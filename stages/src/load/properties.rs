@@ -173,13 +173,16 @@ fn f32_columns_are_rounded_and_deviations_become_log_variances() {
 #[test]
 fn drawn_samples_are_loaded_without_log_variances() {
     let dir = tempfile::tempdir().unwrap();
-    let columns = vec![column("latent", DType::F16, Semantics::Sample)];
-    let dataset = write(dir.path(), &schema(columns, 4), &[8], |_, position| {
-        (0..VALUES).flat_map(|i| mean_at(position, i).to_le_bytes()).collect()
+    let columns = ["latent", "latent_flip"].map(|name| column(name, DType::F16, Semantics::Sample));
+    let dataset = write(dir.path(), &schema(columns.to_vec(), 4), &[8], |column, position| {
+        let value = if column == 0 { mean_at } else { mirrored_mean_at };
+        (0..VALUES).flat_map(|i| value(position, i).to_le_bytes()).collect()
     });
-    for batch in &run(&dataset, &config())[0] {
-        assert!(batch.logvar.is_empty());
-        assert_eq!(batch.mean[VALUES], mean_at(batch.positions[1], 0));
+    for flip in [false, true] {
+        let config = LoadConfig { flip, ..config() };
+        for batch in &run(&dataset, &config)[0] {
+            assert!(is_true(batch, false, flip.then_some(config.seed)), "{batch:?}");
+        }
     }
 }
 

@@ -85,10 +85,10 @@ impl ForwardMacs {
 ///
 /// Weights, moments and average are exact; gradients are those of the end of a backward pass, when activations are
 /// gone, so that the sum is more than the peak. Activations are by a rule: what autograd keeps of a block for the
-/// backward pass is, for each token of each view, 12 + 2 r vectors of width D (input, norm, modulated and output of both halves; q, k, v and what
-/// attention gives; two of the MLP's width), and 8 more where a token has a modulation of its own; z_phi keeps 4 h + 2 o
-/// values. Scores are not kept: attention is computed in tiles. A kernel that fuses some of this keeps less, an
-/// allocator's cache holds more.
+/// backward pass is, for each token of each view, 12 + 2 r vectors of width D (input, norm, modulated and output of
+/// both halves; q, k, v and what attention gives; two of the MLP's width), and 8 more where a token has a modulation of
+/// its own; z_phi keeps 4 h + 2 o values. Scores are not kept: attention is computed in tiles. A kernel that fuses some
+/// of this keeps less, an allocator's cache holds more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceMemory {
     /// Master weights in f32, and their copy in the compute dtype if that is another.
